@@ -1,0 +1,83 @@
+# Two commands do everything on a fresh machine with Python 3.11 or newer: `make demo` and `make test`.
+
+PYTHON      ?= python3
+VENV        ?= .venv
+CORE_VENV   ?= $(VENV)-core
+# A wheel index of your choice beside the configured one, for example one with CPU builds of torch. Empty: not used.
+TORCH_INDEX ?=
+# DEEP=1 draws many more examples in the property tests.
+DEEP        ?=
+WORKERS     ?= auto
+TEST_ARGS   ?=
+DEMO_ARGS   ?=
+BENCH_ARGS  ?=
+
+BIN      = $(VENV)/bin
+INSTALL  = -m pip install -qq -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+deep     = $(filter-out 0,$(DEEP))
+# Threads of BLAS times workers of pytest would fight for the cores: one thread each.
+test_env = OMP_NUM_THREADS=1 $(if $(deep),IMPLICITGRAD_HYPOTHESIS_PROFILE=deep)
+PYTEST   = -m pytest -n $(WORKERS) $(if $(deep),--timeout=3600) $(TEST_ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-core lint bench docs clean distclean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@echo "Variables: PYTHON, VENV, TORCH_INDEX=<url of a wheel index>, DEMO_ARGS, TEST_ARGS, BENCH_ARGS, WORKERS"
+
+demo: $(VENV)/.installed ## train an associative memory on real digits (DEMO_ARGS="--help" lists its options)
+	$(BIN)/python examples/associative_memory.py $(DEMO_ARGS)
+
+test: $(VENV)/.installed ## all tests, and the doctests of package, README and docs (DEEP=1 for many more examples)
+	$(test_env) $(BIN)/python $(PYTEST)
+
+test-core: $(CORE_VENV)/.installed ## the core's tests in an environment without torch and SciPy
+	$(test_env) $(CORE_VENV)/bin/python $(PYTEST) tests --ignore=tests/torch --ignore=tests/scipy
+
+lint: $(VENV)/.group-lint ## ruff check, ruff format --check, mypy, and the five floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.group-bench ## what a solve costs beyond its products, on one thread
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_overhead.py $(BENCH_ARGS)
+
+docs: $(VENV)/.group-docs ## the pages, in docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
+
+clean: ## remove caches, reports and built pages
+	rm -rf build dist docs/_build htmlcov .coverage .coverage.* coverage.xml
+	rm -rf .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find implicitgrad tests examples benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean ## the same, and the environments
+	rm -rf "$(VENV)" "$(CORE_VENV)" .nox
+
+# --- environments -----------------------------------------------------------------------------------------------------
+# Each installation leaves a stamp file, so a repeated command needs no network. Editing pyproject.toml or
+# constraints.txt makes the next command install again.
+
+%/.pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "$(PYTHON) is no Python 3.11 or newer. Name one: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@echo "Creating $* (once)"
+	@$(PYTHON) -m venv $*
+	@$*/bin/python -m pip install -qq "pip>=25.1" # the first that knows --group; Python 3.11 bundles an older one
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.pip
+	@echo "Installing implicitgrad with torch, SciPy and the test tools into $(VENV) (once; this takes a minute or more)"
+	@$(BIN)/python $(INSTALL) -e ".[demo]" --group test
+	@touch $@
+
+$(CORE_VENV)/.installed: pyproject.toml constraints.txt | $(CORE_VENV)/.pip
+	@echo "Installing the core of implicitgrad and the test tools into $(CORE_VENV) (once)"
+	@$(CORE_VENV)/bin/python $(INSTALL) -e . --group test
+	@touch $@
+
+$(VENV)/.group-%: $(VENV)/.installed
+	@echo "Installing the $* tools into $(VENV) (once)"
+	@$(BIN)/python $(INSTALL) --group $*
+	@touch $@

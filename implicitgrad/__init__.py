@@ -1,0 +1,73 @@
+"""Gradients through fixed points: solve ``(I - J)^H z = g`` with any vector-Jacobian product, and know how well.
+
+``import implicitgrad as ig`` loads NumPy and nothing heavier; ``implicitgrad.torch``, ``implicitgrad.scipy`` and
+``implicitgrad.testing`` are imported by whoever wants them.
+"""
+
+from implicitgrad.adjoint import adjoint_solve, solve, tangent_solve
+from implicitgrad.errors import (
+    BackendError,
+    ConvergenceWarning,
+    DeviceError,
+    DtypeError,
+    ImplicitGradError,
+    MissingProductError,
+    NotConvergedError,
+    OperatorError,
+    SettingError,
+    SettingTypeError,
+    ShapeError,
+)
+from implicitgrad.operators import DenseOperator, LinearOperator, VJPOperator, check_operator, identity_minus
+from implicitgrad.solvers import (
+    CG,
+    GMRES,
+    LSMR,
+    MINRES,
+    Auto,
+    BiCGSTAB,
+    Dense,
+    Neumann,
+    NormalEquations,
+    Richardson,
+    Solution,
+    Solver,
+)
+from implicitgrad.status import Status
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "CG",
+    "GMRES",
+    "LSMR",
+    "MINRES",
+    "Auto",
+    "BackendError",
+    "BiCGSTAB",
+    "ConvergenceWarning",
+    "Dense",
+    "DenseOperator",
+    "DeviceError",
+    "DtypeError",
+    "ImplicitGradError",
+    "LinearOperator",
+    "MissingProductError",
+    "Neumann",
+    "NormalEquations",
+    "NotConvergedError",
+    "OperatorError",
+    "Richardson",
+    "SettingError",
+    "SettingTypeError",
+    "ShapeError",
+    "Solution",
+    "Solver",
+    "Status",
+    "VJPOperator",
+    "adjoint_solve",
+    "check_operator",
+    "identity_minus",
+    "solve",
+    "tangent_solve",
+]

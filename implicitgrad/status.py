@@ -1,0 +1,71 @@
+"""Outcomes of a solve: what happened, and what to try. The value of each member is its sentence.
+
+Solvers report one status per system. Statuses are data, not exceptions: ``adjoint_solve`` decides, by ``on_failure``,
+whether a bad one raises.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+__all__ = ["Status"]
+
+
+class Status(Enum):
+    """How a solve of one system ended.
+
+    Examples
+    --------
+    >>> from implicitgrad import Status
+    >>> Status.CONVERGED.is_good, Status.SINGULAR.is_good
+    (True, False)
+    >>> print(Status.INDEFINITE.sentence)
+    A direction of zero or negative curvature was met, so the operator is not positive definite: use MINRES or GMRES.
+    """
+
+    CONVERGED = "The recomputed residual of the returned x is within the bound."
+    TRUNCATED = (
+        "The fixed budget of iterations (rtol = atol = 0) was spent, as asked; the residual was not measured, "
+        "pass final_residual=True to have it."
+    )
+    MAX_ITERS = "max_iters was reached before the bound: raise max_iters, loosen rtol, or choose another solver."
+    STAGNATED = (
+        "The residual stopped falling above the bound. At the floor of the float format nothing more can be had: "
+        "loosen rtol or use a wider dtype. Above it, use another solver or a longer restart."
+    )
+    DIVERGED = (
+        "The iterates grow without bound: for Neumann and Richardson the spectral radius of I - A is at least one; "
+        "use GMRES, or damp the fixed-point map."
+    )
+    BREAKDOWN = "The method's recurrence divided by zero twice without progress between: use GMRES or LSMR."
+    SINGULAR = (
+        "The operator is singular on the space the method searched and the right-hand side is not in its range, as far "
+        "as rounding tells: use LSMR for a least-squares solution, or keep I - J invertible."
+    )
+    INDEFINITE = (
+        "A direction of zero or negative curvature was met, so the operator is not positive definite: "
+        "use MINRES or GMRES."
+    )
+    LEAST_SQUARES = (
+        "The system has no solution within the bound; x minimizes the residual norm: "
+        "check that I - J is invertible, or remove the shift."
+    )
+    ADJOINT_MISMATCH = (
+        "<A p, r> and <p, A^T r> differ beyond rounding, so jvp and vjp are not of one matrix: run check_operator."
+    )
+    NONFINITE_INPUT = "The right-hand side or x0 holds NaN or Inf: look at the loss and at the forward pass."
+    NONFINITE_OPERATOR = "A product of the operator held NaN or Inf: look at the map and its derivative at this point."
+    FORWARD_NOT_CONVERGED = (
+        "The forward solve did not reach a fixed point, so the implicit gradient belongs to another point: "
+        "raise the forward solver's max_iters, or make the map contract."
+    )
+
+    @property
+    def sentence(self) -> str:
+        """What happened and what to try."""
+        return self.value
+
+    @property
+    def is_good(self) -> bool:
+        """True where the solve did what was asked: it converged, or spent the fixed budget it was given."""
+        return self in (Status.CONVERGED, Status.TRUNCATED)
