@@ -40,6 +40,7 @@ class TorchBackend(Backend):
             size = products.abs()
             if not bool(((size > _TINY) & (size < _HUGE)).all()):
                 products = torch.linalg.vecdot(x.to(_DOUBLE[x.dtype]), y.to(_DOUBLE[x.dtype]))
+            products = products.to(_DOUBLE[x.dtype])
         return products.unsqueeze(-1)
 
     def squared_norm(self, x: Array) -> Scalar:
@@ -60,7 +61,7 @@ class TorchBackend(Backend):
     def from_host(self, values: Any, like: Array) -> Scalar:
         if like.ndim == 1:
             return values
-        return torch.as_tensor(values, dtype=like.real.dtype, device=like.device).unsqueeze(-1)
+        return torch.as_tensor(values, dtype=torch.float64, device=like.device).unsqueeze(-1)
 
     def quotient(self, numerator: Scalar, denominator: Scalar) -> Scalar:
         if isinstance(denominator, float | complex):
@@ -71,6 +72,9 @@ class TorchBackend(Backend):
         if x.ndim == 1:
             return torch.add(y, x, alpha=alpha)
         return torch.addcmul(y, alpha.to(x.dtype), x)
+
+    def times(self, alpha: Scalar, x: Array) -> Array:
+        return (alpha if x.ndim == 1 else alpha.to(x.dtype)) * x
 
     def zeros(self, shape: tuple[int, ...], like: Array) -> Array:
         return torch.zeros(shape, dtype=like.dtype, device=like.device)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
@@ -159,15 +160,7 @@ class Solver(ABC):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Solver:
         """Refuse unknown settings in words; the generated ``__init__`` would not say which ones there are."""
-        known = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-        for name in kwargs:
-            if name not in known:
-                close = get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f" Did you mean {close[0]}?" if close else ""
-                raise SettingTypeError(
-                    f"{cls.__name__}: got an unexpected keyword argument {name!r}, "
-                    f"expected one of {', '.join(known)}.{hint}"
-                )
+        refuse_unknown(cls.__name__, [f.name for f in fields(cls)], kwargs)  # type: ignore[arg-type]
         return super().__new__(cls)
 
     @property
@@ -202,6 +195,17 @@ class Solver(ABC):
         """
 
 
+def refuse_unknown(name: str, known: list[str], given: Iterable[str]) -> None:
+    """Raise for a keyword that is not among the known settings, with the closest one as a suggestion."""
+    for keyword in given:
+        if keyword not in known:
+            close = get_close_matches(keyword, known, n=1, cutoff=0.5)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise SettingTypeError(
+                f"{name}: got an unexpected keyword argument {keyword!r}, expected one of {', '.join(known)}.{hint}"
+            )
+
+
 def default_rtol(facts: DtypeFacts) -> float:
     """Return the relative tolerance of a dtype: ``sqrt(eps) / 4``, 8.6e-5 in float32 and 3.7e-9 in float64.
 
@@ -228,7 +232,7 @@ def check_settings(solver: Any) -> None:
                 raise SettingTypeError(f"{name}: got {entry.name}={value!r}, expected a finite number >= 0.")
             if not 0 <= value < math.inf:
                 raise SettingError(f"{name}: got {entry.name}={value!r}, expected a finite number >= 0.")
-        elif entry.name in ("max_iters", "restart", "memory"):
+        elif entry.name in ("max_iters", "restart", "memory", "m"):
             least = 0 if entry.name == "max_iters" else 1
             if value is None:
                 continue

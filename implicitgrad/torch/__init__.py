@@ -1,0 +1,22 @@
+"""implicitgrad for PyTorch: ``import implicitgrad.torch as igt``.
+
+``fixed_point`` finds ``z = f(z, *args)`` and differentiates through it implicitly; ``vjp_operator`` hands the Jacobian
+of any torch map to the solvers; a ``Report`` tells what a pass did, forward and backward.
+"""
+
+try:
+    import optree as _optree  # noqa: F401
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as _missing:
+    raise ModuleNotFoundError(
+        f"implicitgrad.torch: the package {_missing.name!r} is not installed, expected torch and optree. "
+        'Install them with: pip install "implicitgrad[torch]"'
+    ) from _missing
+
+from implicitgrad.torch.anderson import Anderson
+from implicitgrad.torch.fixed_point import fixed_point, implicit_gradient
+from implicitgrad.torch.forward import ForwardSolver, Picard
+from implicitgrad.torch.operators import vjp_operator
+from implicitgrad.torch.report import Report
+
+__all__ = ["Anderson", "ForwardSolver", "Picard", "Report", "fixed_point", "implicit_gradient", "vjp_operator"]

@@ -1,0 +1,55 @@
+"""What one pass of an implicit layer did, forward and backward."""
+
+from __future__ import annotations
+
+from implicitgrad.solvers import Solution
+from implicitgrad.status import Status
+
+__all__ = ["Report"]
+
+
+class Report:
+    """Filled by ``fixed_point(..., report=report)``: the forward part at once, the backward part by ``backward()``.
+
+    Attributes
+    ----------
+    forward : Solution or None
+        The fixed point found: ``x`` is the flat state ``(..., n)``, ``residual_norm`` is ``norm(f(z) - z)``,
+        ``rhs_norm`` is ``norm(f(z))`` and ``num_matvecs`` counts calls of ``f``.
+    backward : Solution or None
+        The adjoint of the last backward pass: ``num_matvecs`` counts VJPs, ``num_rmatvecs`` JVPs.
+
+    Notes
+    -----
+    Tensors in it are detached. One report serves one call at a time: the next call overwrites it.
+
+    Examples
+    --------
+    >>> import torch, implicitgrad.torch as igt
+    >>> report, x = igt.Report(), torch.ones(3, requires_grad=True)
+    >>> igt.fixed_point(lambda z, x: torch.tanh(0.5 * z + x), torch.zeros(3), x, report=report).sum().backward()
+    >>> report.forward.status.name, report.backward.status.name, report.status.name
+    ('CONVERGED', 'CONVERGED', 'CONVERGED')
+    """
+
+    def __init__(self) -> None:
+        self.forward: Solution | None = None
+        self.backward: Solution | None = None
+
+    @property
+    def status(self) -> Status | None:
+        """The worst of the pass: a bad forward status makes it ``FORWARD_NOT_CONVERGED``; None before any pass."""
+        if self.forward is not None and not self.forward.is_good:
+            return Status.FORWARD_NOT_CONVERGED
+        last = self.backward if self.backward is not None else self.forward
+        if last is None:
+            return None
+        if isinstance(last.status, Status):
+            return last.status
+        bad: list[Status] = [s for s in last.status.ravel() if not s.is_good]
+        return bad[0] if bad else Status.CONVERGED
+
+    def __repr__(self) -> str:
+        """Return both messages."""
+        parts = (("forward", self.forward), ("backward", self.backward))
+        return "\n".join(f"{name}: {'not run' if part is None else part.message}" for name, part in parts)
