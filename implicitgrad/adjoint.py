@@ -132,7 +132,8 @@ def check_policy(name: str, solver: Any, on_failure: Any) -> None:
     if solver is not None and not isinstance(solver, Solver):
         hint = f" Did you mean {solver.__name__}()?" if isinstance(solver, type) and issubclass(solver, Solver) else ""
         raise SettingTypeError(f"{name}: got solver={solver!r}, expected a Solver such as GMRES(), or None.{hint}")
-    if not isinstance(on_failure, Solver) and on_failure not in ("raise", "warn", "return"):
+    policy = isinstance(on_failure, str) and on_failure in ("raise", "warn", "return")  # no == on an array
+    if not (policy or isinstance(on_failure, Solver)):
         raise SettingTypeError(
             f"{name}: got on_failure={on_failure!r}, expected 'raise', 'warn', 'return' or a Solver."
         )

@@ -75,6 +75,9 @@ class ArrayApiBackend(Backend):
     def axpy(self, alpha: Scalar, x: Array, y: Array) -> Array:
         return alpha * x + y
 
+    def times(self, alpha: Scalar, x: Array) -> Array:
+        return alpha * x
+
     def zeros(self, shape: tuple[int, ...], like: Array) -> Array:
         return compat.array_namespace(like).zeros(shape, dtype=like.dtype, device=compat.device(like))
 
@@ -127,15 +130,13 @@ class ArrayApiBackend(Backend):
             return rows
         return rows.at[..., index, :].set(x)  # JAX's arrays are immutable
 
-    def row_products(self, rows: Array, count: int, x: Array) -> Array:
+    def row_products(self, rows: Array, x: Array) -> Array:
         xp = compat.array_namespace(x)
-        rows = rows[..., :count, :]
         if xp.isdtype(x.dtype, "complex floating"):
             return xp.conj(xp.matmul(rows, xp.conj(x)[..., None])[..., 0])
         return xp.matmul(rows, x[..., None])[..., 0]
 
     def subtract_rows(self, x: Array, coefficients: Array, rows: Array) -> Array:
-        rows = rows[..., : coefficients.shape[-1], :]
         return x - compat.array_namespace(x).matmul(coefficients[..., None, :], rows)[..., 0, :]
 
     def apply_matrix(self, matrix: Array, x: Array) -> Array:

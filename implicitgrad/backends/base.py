@@ -5,7 +5,9 @@ recurrences is one number per system, in one of two forms that obey the same ``+
 
 * one system, ``x`` of shape ``(n,)``: a Python ``float`` or ``complex``. A Python number costs 30 ns where a 0-d array
   costs 1500, and a Krylov step at n = 1000 holds a dozen of them between two products of 80 us;
-* a batch: an array ``(..., 1)`` on the device of ``x``, which broadcasts against the vectors.
+* a batch: an array ``(..., 1)`` on the device of ``x``, which broadcasts against the vectors. Like a Python number it
+  is kept in double precision where the library has it, so that a system takes the same steps alone and in a batch; a
+  vector meets it in ``axpy`` and ``times`` only, which keep the vector's dtype.
 
 ``to_host`` turns either form into what decisions are made on: a ``float``, or a NumPy array ``(...)``.
 """
@@ -19,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Array", "Backend", "DtypeFacts", "Scalar", "all_true", "any_true"]
+__all__ = ["Array", "Backend", "DtypeFacts", "Scalar"]
 
 Array = Any  # an array of any supported library; the libraries share no base class
 Scalar = Any  # a Python number, or an array (..., 1): see the module's first lines
@@ -43,16 +45,6 @@ FACTS = {
     "float16": DtypeFacts("float16", 2.0**-10, False, True),
     "bfloat16": DtypeFacts("bfloat16", 2.0**-7, False, True),
 }
-
-
-def all_true(condition: Any) -> bool:
-    """Return whether a host condition (``bool`` for one system, an array for a batch) holds everywhere."""
-    return condition if condition.__class__ is bool else bool(condition.all())
-
-
-def any_true(condition: Any) -> bool:
-    """Return whether a host condition (``bool`` for one system, an array for a batch) holds anywhere."""
-    return condition if condition.__class__ is bool else bool(condition.any())
 
 
 class Backend(ABC):
@@ -98,6 +90,11 @@ class Backend(ABC):
     def to_host(self, scalar: Scalar) -> Any:
         """Return a real scalar as a ``float`` (one system) or a NumPy array ``(...)`` (a batch)."""
 
+    def to_host_list(self, values: Array) -> Any:
+        """Return ``k`` numbers a system on the host: a list (one system), or an array ``(..., k)`` in double."""
+        hosted = self.to_numpy(values)
+        return hosted.tolist() if values.ndim == 1 else hosted.astype(np.result_type(hosted, np.float64))
+
     @abstractmethod
     def from_host(self, values: Any, like: Array) -> Scalar:
         """Return host values, one a system, as the scalars that broadcast against ``like``."""
@@ -114,6 +111,10 @@ class Backend(ABC):
     @abstractmethod
     def axpy(self, alpha: Scalar, x: Array, y: Array) -> Array:
         """Return ``alpha x + y``."""
+
+    @abstractmethod
+    def times(self, alpha: Scalar, x: Array) -> Array:
+        """Return ``alpha x``, in the dtype of ``x``."""
 
     @abstractmethod
     def zeros(self, shape: tuple[int, ...], like: Array) -> Array:
@@ -172,13 +173,17 @@ class Backend(ABC):
     def set_row(self, rows: Array, index: int, x: Array) -> Array:
         """Return ``rows`` with row ``index`` set to ``x``; libraries that can, write in place and return ``rows``."""
 
+    def first_rows(self, rows: Array, count: int) -> Array:
+        """Return the first ``count`` rows, without copying them."""
+        return rows[..., :count, :]
+
     @abstractmethod
-    def row_products(self, rows: Array, count: int, x: Array) -> Array:
-        """Return ``rows[i]^H x`` of the first ``count`` rows, ``(..., count)``."""
+    def row_products(self, rows: Array, x: Array) -> Array:
+        """Return ``rows[i]^H x`` of each row, ``(..., k)``."""
 
     @abstractmethod
     def subtract_rows(self, x: Array, coefficients: Array, rows: Array) -> Array:
-        """Return ``x - sum_i coefficients[i] rows[i]`` over the first rows, as many as there are coefficients."""
+        """Return ``x - sum_i coefficients[i] rows[i]``."""
 
     # -- matrices and foreign callables ------------------------------------------------------------------------------
     @abstractmethod

@@ -7,6 +7,7 @@ take memory, so a basis of k vectors costs k vectors.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class Basis:
         self._most = most
         self._blocks: list[Array] = []
         self._sizes: list[int] = []
+        self._rows: list[Array] = []  # views of the rows that are filled
         self._room = 0
         self.count = 0
 
@@ -45,31 +47,34 @@ class Basis:
         if self.count == self._room:
             rows = min(max(_FIRST_BLOCK, self._room), self._most - self._room)
             self._blocks.append(self._backend.empty_rows(rows, self._like))
+            self._rows.append(None)
             self._sizes.append(0)
             self._room += rows
         self._blocks[-1] = self._backend.set_row(self._blocks[-1], self._sizes[-1], x)
         self._sizes[-1] += 1
+        self._rows[-1] = self._backend.first_rows(self._blocks[-1], self._sizes[-1])
         self.count += 1
 
-    def project_out(self, x: Array) -> tuple[Array, np.ndarray[Any, Any]]:
-        """Return ``x - Q Q^H x`` by classical Gram-Schmidt, and ``Q^H x`` on the host, ``(..., k)``."""
-        backend = self._backend
-        if len(self._blocks) == 1:
-            coefficients = backend.row_products(self._blocks[0], self.count, x)
-            return backend.subtract_rows(x, coefficients, self._blocks[0]), backend.to_numpy(coefficients)
-        # All products before the first subtraction: block by block would be modified Gram-Schmidt over blocks, which
-        # is as good but reads x once more from memory for each block.
-        parts = [backend.row_products(b, s, x) for b, s in zip(self._blocks, self._sizes, strict=True)]
-        for coefficients, rows in zip(parts, self._blocks, strict=True):
-            x = backend.subtract_rows(x, coefficients, rows)
-        return x, np.concatenate([backend.to_numpy(part) for part in parts], axis=-1)
+    def project_out(self, x: Array) -> tuple[Array, Any]:
+        """Return ``x - Q Q^H x``, by classical Gram-Schmidt, and ``Q^H x`` as a host list, or array ``(..., k)``."""
+        backend, rows = self._backend, self._rows
+        if len(rows) == 1:
+            coefficients = backend.row_products(rows[0], x)
+            return backend.subtract_rows(x, coefficients, rows[0]), backend.to_host_list(coefficients)
+        # All products before the first subtraction: one reduction over processes, and the classical process proper.
+        parts = [backend.row_products(block, x) for block in rows]
+        for coefficients, block in zip(parts, rows, strict=True):
+            x = backend.subtract_rows(x, coefficients, block)
+        hosted = [backend.to_host_list(part) for part in parts]
+        return x, list(chain.from_iterable(hosted)) if x.ndim == 1 else np.concatenate(hosted, axis=-1)
 
     def combine(self, coefficients: np.ndarray[Any, Any], x: Array) -> Array:
         """Return ``x + sum_i coefficients[..., i] q_i``; the coefficients, on the host, may be fewer than the rows."""
         done = 0
-        for rows, size in zip(self._blocks, self._sizes, strict=True):
+        for block, size in zip(self._blocks, self._sizes, strict=True):
             part = -coefficients[..., done : done + size]
             if part.shape[-1]:
+                rows = self._backend.first_rows(block, part.shape[-1])
                 x = self._backend.subtract_rows(x, self._backend.from_numpy(part, self._like), rows)
             done += size
         return x

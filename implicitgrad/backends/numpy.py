@@ -35,10 +35,13 @@ class NumpyBackend(Backend):
             if x.itemsize < 8 * (1 + np.iscomplexobj(x)) and not _TINY < abs(value) < _HUGE:
                 value = np.vdot(x.astype(np.result_type(x, np.float64)), y).item()
             return value
-        value = np.einsum("...i,...i->...", x.conj(), y)
-        if x.dtype.char in "fF" and not bool(((np.abs(value) > _TINY) & (np.abs(value) < _HUGE)).all()):
-            value = np.einsum("...i,...i->...", x.conj(), y, dtype=np.result_type(x, np.float64))
-        return value[..., None]
+        values: Any = np.einsum("...i,...i->...", x.conj(), y)
+        if x.dtype.char in "fF":
+            double = np.result_type(x, np.float64)
+            if not bool(((np.abs(values) > _TINY) & (np.abs(values) < _HUGE)).all()):
+                values = np.einsum("...i,...i->...", x.conj(), y, dtype=double)
+            values = np.asarray(values, double)
+        return values[..., None]
 
     def squared_norm(self, x: Array) -> Scalar:
         return self.inner(x, x).real
@@ -54,7 +57,7 @@ class NumpyBackend(Backend):
         return scalar if isinstance(scalar, float) else scalar[..., 0]
 
     def from_host(self, values: Any, like: Array) -> Scalar:
-        return values if like.ndim == 1 else np.asarray(values, like.real.dtype)[..., None]
+        return values if like.ndim == 1 else np.asarray(values, float)[..., None]
 
     def quotient(self, numerator: Scalar, denominator: Scalar) -> Scalar:
         if isinstance(denominator, float | complex):
@@ -66,6 +69,9 @@ class NumpyBackend(Backend):
         if x.ndim > 1:
             alpha = alpha.astype(x.dtype, copy=False)
         return alpha * x + y
+
+    def times(self, alpha: Scalar, x: Array) -> Array:
+        return (alpha if x.ndim == 1 else alpha.astype(x.dtype, copy=False)) * x
 
     def zeros(self, shape: tuple[int, ...], like: Array) -> Array:
         return np.zeros(shape, like.dtype)
@@ -114,14 +120,12 @@ class NumpyBackend(Backend):
         rows[..., index, :] = x
         return rows
 
-    def row_products(self, rows: Array, count: int, x: Array) -> Array:
-        rows = rows[..., :count, :]
+    def row_products(self, rows: Array, x: Array) -> Array:
         if np.iscomplexobj(x):  # conj(rows) would copy the basis; conj(rows @ conj(x)) copies one vector
             return np.matmul(rows, x.conj()[..., None])[..., 0].conj()
         return rows @ x if x.ndim == 1 else np.matmul(rows, x[..., None])[..., 0]
 
     def subtract_rows(self, x: Array, coefficients: Array, rows: Array) -> Array:
-        rows = rows[..., : coefficients.shape[-1], :]
         if x.ndim == 1:
             return x - coefficients @ rows
         return x - np.matmul(coefficients[..., None, :], rows)[..., 0, :]

@@ -61,7 +61,7 @@ def backend_of(x: Any, name: str = "backend_of") -> Backend:
     >>> backend_of(np.ones(3)).name
     'numpy'
     """
-    kind: Hashable = type(x)
+    kind: Any = type(x)
     backend = _backend_of_type(kind)
     if backend is None or not backend.is_array(x):
         raise BackendError(

@@ -119,19 +119,31 @@ class VJPOperator(LinearOperator):
         return self._product("vjp", self._vjp, y)
 
     def _product(self, name: str, function: Callable[[Array], Array], x: Array) -> Array:
+        """Return ``function(x)`` once it is known to be an array like ``x`` and to have left ``x`` alone."""
         backend = backend_of(x)
-        if self._batched or x.ndim == 1:
-            return checked_product(name, function, x, backend)
-        rows = backend.empty_rows(_count(x.shape[:-1]), x.reshape(-1)[: x.shape[-1]])
+        if not self._batched and x.ndim > 1:
+            return self._looped(name, function, x, backend)
+        y, intact = backend.call_foreign(function, x)
+        if not (
+            intact
+            and y.__class__ is x.__class__
+            and y.shape == x.shape
+            and y.dtype == x.dtype
+            and backend.device(y) == backend.device(x)
+        ):
+            _refuse(name, x, y, intact, backend)
+        return y
+
+    def _looped(self, name: str, function: Callable[[Array], Array], x: Array, backend: Backend) -> Array:
         flat = x.reshape((-1, x.shape[-1]))
+        rows = backend.empty_rows(flat.shape[0], flat[0, :]) if flat.shape[0] else flat
         for i in range(flat.shape[0]):
-            rows = backend.set_row(rows, i, checked_product(name, function, flat[i, :], backend))
+            rows = backend.set_row(rows, i, self._product(name, function, flat[i, :]))
         return rows.reshape(tuple(x.shape))
 
 
-def checked_product(name: str, function: Callable[[Array], Array], x: Array, backend: Backend) -> Array:
-    """Return ``function(x)`` once it is known to be an array like ``x`` and to have left ``x`` alone."""
-    y, intact = backend.call_foreign(function, x)
+def _refuse(name: str, x: Array, y: Any, intact: bool, backend: Backend) -> None:
+    """Say what is wrong with ``y``, the product of ``x``; a tensor of a subclass is all right after all."""
     if not backend.is_array(y):
         raise BackendError(
             f"VJPOperator: {name} returned an object of type {type(y).__qualname__}, expected an array like its input, "
@@ -158,11 +170,3 @@ def checked_product(name: str, function: Callable[[Array], Array], x: Array, bac
             f"VJPOperator: {name} changed its input in place, expected it to be left as it is. "
             "Write into a copy, and use x * 2 rather than x *= 2."
         )
-    return y
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for length in shape:
-        count *= length
-    return count

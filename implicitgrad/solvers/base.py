@@ -84,7 +84,9 @@ class Solution:
     @property
     def is_good(self) -> bool:
         """Whether every system did what was asked: converged, or spent the fixed budget it was given."""
-        return all(status.is_good for status in np.asarray(self.status, dtype=object).ravel())
+        if isinstance(self.status, Status):
+            return self.status.is_good
+        return all(status.is_good for status in self.status.ravel())
 
     @property
     def relative_residual(self) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from implicitgrad.backends import Array, Scalar
-from implicitgrad.backends.base import any_true
+from implicitgrad.backends.host import any_true
 from implicitgrad.solvers.base import check_settings
 from implicitgrad.solvers.iteration import IterativeSolver
 from implicitgrad.solvers.system import System

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from implicitgrad.backends import Array, Scalar
-from implicitgrad.backends.base import any_true
+from implicitgrad.backends.host import any_true
 from implicitgrad.solvers.base import check_settings
 from implicitgrad.solvers.iteration import IterativeSolver
 from implicitgrad.solvers.system import System
@@ -66,7 +66,7 @@ class CG(IterativeSolver):
         x = system.zero() if x is None else x
         p = r
         rho = p_squared = backend.squared_norm(r)
-        theta: Any = 0.0  # largest Rayleigh quotient so far, on the host
+        theta: Any = system.operator_norm  # largest Rayleigh quotient so far, on the host
         while True:
             yield rho**0.5, x
             r, p = system.park(r, p)

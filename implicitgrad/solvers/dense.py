@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from implicitgrad.backends import Array, Scalar
+from implicitgrad.backends.host import any_true
 from implicitgrad.solvers.base import check_settings
 from implicitgrad.solvers.iteration import IterativeSolver
 from implicitgrad.solvers.system import System
@@ -63,23 +64,25 @@ class Dense(IterativeSolver):
             system.kept["matrix"] = _matrix(system)
         matrix, values = system.kept["matrix"]
         n = matrix.shape[-1]
-        system.operator_norm = largest = values[..., 0]
-        singular = ~(values[..., -1] > n * system.eps * largest)
+        largest, smallest = values[..., 0], values[..., -1]
+        system.operator_norm = np.fmax(system.operator_norm, largest)
+        finite = np.isfinite(largest)
+        singular = np.asarray(finite & ~(smallest > n * system.eps * largest))
         rhs = backend.to_numpy(r).astype(matrix.dtype)[..., None]
-        if not np.isfinite(values).all():
-            system.break_down(~np.isfinite(values).all(axis=-1), Status.NONFINITE_OPERATOR)
-            yield backend.norm(r), x
-        if singular.any():
-            step = np.linalg.pinv(matrix, rcond=n * system.eps) @ rhs
-            system.break_down(singular, Status.SINGULAR)
-        else:
-            step = np.linalg.solve(matrix, rhs)
-        while True:  # the residual is now whatever rounding left: zero is the claim that has it measured
-            yield backend.norm(r) * 0.0, x + backend.from_numpy(step[..., 0], r)
+        step = np.linalg.solve(np.where((finite & ~singular)[..., None, None], matrix, np.eye(n)), rhs)
+        if any_true(null := system.among_live(singular)):
+            step[null] = np.linalg.pinv(matrix[null], rcond=n * system.eps) @ rhs[null]
+            system.break_down(null, Status.SINGULAR)
+        # A regular matrix leaves whatever rounding left: zero is the claim that has it measured. A singular one is held
+        # to what its least-squares answer leaves, so that no claim hides the status; NaN says itself what it is.
+        left = np.where(singular, np.linalg.norm(rhs - matrix @ step, axis=(-2, -1)), np.where(finite, 0.0, np.nan))
+        estimate = float(left) if system.single else backend.from_host(left, r)
+        while True:
+            yield estimate, x + backend.from_numpy(step[..., 0], r)
 
 
 def _matrix(system: System) -> tuple[Any, Any]:
-    """Return the matrix of each system ``(..., n, n)`` in double precision, and its singular values."""
+    """Return the matrix of each system ``(..., n, n)`` in double precision, and its singular values (NaN for NaN)."""
     backend, n = system.backend, system.operator.shape[1]
     host = backend.to_numpy(system.zero())
     dtype = np.result_type(host.dtype, np.float64)
@@ -89,6 +92,7 @@ def _matrix(system: System) -> tuple[Any, Any]:
         unit[..., j] = 1
         columns.append(backend.to_numpy(system.matvec(backend.from_numpy(unit, system.rhs))).astype(dtype))
     matrix = np.stack(columns, axis=-1)
-    if not np.isfinite(matrix).all():
-        return matrix, np.full(matrix.shape[:-1], np.nan)
-    return matrix, np.linalg.svd(matrix, compute_uv=False)
+    finite = np.isfinite(matrix).all(axis=(-2, -1))
+    matrix = np.where(finite[..., None, None], matrix, 0)
+    values = np.linalg.svd(matrix, compute_uv=False)
+    return matrix, np.where(finite[..., None], values, np.nan)

@@ -13,6 +13,7 @@ cycles, and the price of a certificate is one product a solve.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from implicitgrad.backends import Array, Scalar
-from implicitgrad.backends.base import all_true
+from implicitgrad.backends.host import all_true, any_true, finite, ldexp, negate, pick
 from implicitgrad.operators import LinearOperator
 from implicitgrad.solvers.base import Solution, Solver, check_system, default_max_iters
 from implicitgrad.solvers.system import System
@@ -62,7 +63,7 @@ class IterativeSolver(Solver):
         return _Run(self, operator, rhs, x0).solution()
 
 
-@dataclass
+@dataclass(slots=True)
 class _Cycle:
     """How each system left a cycle: why, after how many steps, from which residual norm to which promised one."""
 
@@ -73,7 +74,7 @@ class _Cycle:
 
 
 class _Run:
-    """One solve. The books are host arrays ``(...)``, one entry a system; 0-d for one system."""
+    """One solve. The books are host values, one a system; see ``backends/host.py`` for their two forms."""
 
     def __init__(self, method: IterativeSolver, operator: LinearOperator, rhs: Array, x0: Array | None) -> None:
         self.method = method
@@ -81,29 +82,27 @@ class _Run:
         most = method.max_iters
         self.max_iters = default_max_iters(operator.shape[1], method.stationary) if most is None else int(most)
         self.fixed = system.fixed_budget or (method.stationary and self.max_iters == 0)
-        self.status = np.full(system.batch, None, dtype=object)
-        self.iters = np.zeros(system.batch, dtype=int)
-        self.false_claims = np.zeros(system.batch, dtype=int)
+        self.nothing: Any = None if system.single else np.full(system.batch, None, dtype=object)
+        self.zeros: Any = 0 if system.single else np.zeros(system.batch, dtype=int)
+        self.status = self.nothing
+        self.iters = self.false_claims = self.zeros
         self.history: list[Any] = []
-        self.open = system.finite & (np.asarray(system.rhs_norm) > 0)
-        self.status[~system.finite] = Status.NONFINITE_INPUT
-        self.status[system.finite & ~self.open] = Status.CONVERGED  # b = 0 has the answer 0, whatever A is
+        self.open = system.live
+        self._close(negate(system.finite), Status.NONFINITE_INPUT)
+        self._close(self.open & (system.rhs_norm == 0), Status.CONVERGED)  # b = 0 has the answer 0, whatever A is
 
         self.x: Array | None = None  # where the next cycle starts, None for zero; r is its true residual
-        self.r = system.rhs
-        self.r_norm = np.array(system.rhs_norm, dtype=float)
-        self.best = system.zero()
-        self.best_norm = np.where(self.open & method.stationary, np.inf, self.r_norm)
-        self.best_norm[~system.finite] = np.nan
+        self.r, self.r_norm = system.rhs, system.rhs_norm
+        self.best: Array | None = None  # the best iterate whose residual was measured, None for zero
+        self.best_norm = pick(self.open, math.inf, self.r_norm) if method.stationary else self.r_norm
         self.measured = True
 
-        if x0 is not None and self.open.any():
+        if x0 is not None and any_true(self.open):
             self._start_at(x0)
         if self.max_iters == 0 and not method.stationary:
             self._close(self.open, Status.TRUNCATED if self.fixed else Status.MAX_ITERS)
-        while self.open.any():
-            x, cycle = self._cycle()
-            self._conclude(x, cycle)
+        while any_true(self.open):
+            self._conclude(*self._cycle())
 
     def _start_at(self, x0: Array) -> None:
         """Start from the caller's guess: its residual costs the one product that an exact guess needs."""
@@ -111,156 +110,167 @@ class _Run:
         x0 = backend.stop_gradient(x0)
         if system.half:
             x0 = backend.astype(x0, system.rhs.dtype)
-        self._close(self.open & ~np.isfinite(np.asarray(backend.max_abs(x0))), Status.NONFINITE_INPUT)
-        if self.open.any():
-            self.x = backend.times_power_of_two(system.keep(self.open, x0), -system.exponent)
-            self._measure(self.x)
-            self._close(self.open & (self.r_norm <= system.threshold) & (not self.fixed), Status.CONVERGED)
-            self._close(self.open & ~np.isfinite(self.r_norm), Status.NONFINITE_OPERATOR)
+        self._close(self.open & negate(finite(backend.max_abs(x0))), Status.NONFINITE_INPUT)
+        if any_true(self.open):
+            self._measure(backend.times_power_of_two(system.keep(self.open, x0), -system.exponent))
+            if not self.fixed:
+                self._close(self.open & (self.r_norm <= system.threshold), Status.CONVERGED)
+            self._close(self.open & negate(finite(self.r_norm)), Status.NONFINITE_OPERATOR)
 
     def _close(self, where: Any, status: Status) -> None:
-        self.status[where] = status
-        self.open = self.open & ~where
+        """End the systems in ``where`` with ``status``."""
+        if any_true(where):
+            self.status = pick(where, status, self.status)
+            self.open = self.open & negate(where)
+
+    def _replace(self, where: Any, x: Array) -> None:
+        """Let ``x`` be the answer of the systems in ``where``."""
+        if all_true(where):
+            self.best = x
+        elif any_true(where):
+            self.best = self.system.backend.select(where, x, self.system.zero() if self.best is None else self.best)
 
     def _measure(self, x: Array) -> None:
         """Recompute the residual of ``x``, one product, and keep ``x`` where it is the best so far."""
         system = self.system
         self.x, self.r = x, system.residual(x)
-        self.r_norm = np.array(system.backend.to_host(system.backend.norm(self.r)), dtype=float)
-        better = self.open & (self.r_norm < self.best_norm)
-        if better.all():
-            self.best = x
-        elif better.any():
-            self.best = system.backend.select(better, x, self.best)
-        self.best_norm = np.where(better, self.r_norm, self.best_norm)
+        self.r_norm = system.backend.to_host(system.backend.norm(self.r))
+        # With a fixed budget the last iterate is what was asked for, so long as it is finite; else the best one.
+        better = self.open & (self.r_norm < (math.inf if self.fixed else self.best_norm))
+        self._replace(better, x)
+        self.best_norm = pick(better, self.r_norm, self.best_norm)
 
     def _cycle(self) -> tuple[Array, _Cycle]:
         """Run the method from ``(x, r)`` until every open system has left it; return its best iterates."""
         system, method = self.system, self.method
-        started_from = np.where(self.open, self.r_norm, 0.0)
-        cycle = _Cycle(np.full(system.batch, None, dtype=object), np.zeros(system.batch, dtype=int), started_from, None)
-        cycle.promised = started_from.copy()
+        single, to_host, history = system.single, system.backend.to_host, self.history
         system.live, system.parking, system.broken = self.open, None, None
-        remaining = np.where(self.open, self.max_iters - self.iters, 0)
-        last = int(remaining[self.open].min())
-        length = method.cycle_length()
+        started_from = pick(self.open, self.r_norm, 0.0)
+        cycle = _Cycle(self.nothing, self.zeros, started_from, started_from)
+        remaining = pick(self.open, self.max_iters - self.iters, self.max_iters)
+        last, length = int(remaining) if single else int(remaining.min()), method.cycle_length()
         last = last if length is None else min(last, length)
 
         # Growth by 1/eps leaves no correct digit in x. With a fixed budget only NaN and Inf end a system early.
-        tested: Any = np.zeros_like(self.open) if self.fixed else self.open
-        limit: Any = np.where(tested, system.threshold, -1.0)
-        ceiling: Any = np.where(tested, started_from / system.eps, np.inf)
-        best: Any = system.zero() if self.x is None else self.x
-        best_norm: Any = np.full(system.batch, np.inf)
-        if system.single:
-            limit, ceiling, best_norm = float(limit), float(ceiling), np.inf
-        r = self.r if self.open.all() else system.keep(self.open, self.r)
+        limit = pick(self.open, -1.0 if self.fixed else system.threshold, -1.0)
+        ceiling = pick(self.open, math.inf if self.fixed else started_from / system.eps, math.inf)
+        best: Any = self.x
+        best_norm = pick(self.open, math.inf, math.inf)
+        poisoned = False
+        r = self.r if all_true(self.open) else system.keep(self.open, self.r)
 
         for step, (estimate, iterate) in enumerate(method.iterations(system, self.x, r)):
-            norms = system.backend.to_host(estimate)
-            self.history.append(norms if system.single else np.where(system.live, norms, np.nan))
-            # With a fixed budget the last iterate is what was asked for, so long as it is finite; else the best one.
-            better = norms < (np.inf if self.fixed else best_norm)
-            if system.single:
+            norms = to_host(estimate)
+            history.append(norms if single else np.where(system.live, norms, np.nan))
+            better = norms < (math.inf if self.fixed else best_norm)
+            if single:
                 if better:
                     best, best_norm = iterate, norms
+                if limit < norms < ceiling and step < last and system.broken is None:
+                    continue
             elif callable(iterate):
                 best = iterate  # formed at the end; the systems that have left do not move any more
             else:
-                better = np.asarray(better) & system.live
+                better = better & system.live
                 if better.any():
-                    best = iterate if better.all() else system.backend.select(better, iterate, best)
+                    held = system.zero() if best is None and not better.all() else best
+                    best = iterate if better.all() else system.backend.select(better, iterate, held)
                     best_norm = np.where(better, norms, best_norm)
-            system.parking = None
+            # Zero times a NaN scalar is NaN again: where one has been seen, the vectors are parked at every step.
+            system.parking = system.live if poisoned else None
             if step < last and system.broken is None and all_true(norms > limit) and all_true(norms < ceiling):
                 continue
 
             gone = self._leave(cycle, step, last, remaining, norms, limit, ceiling)
-            system.live = system.live & ~gone
-            if not system.live.any():
+            system.live = system.live & negate(gone)
+            if not any_true(system.live):
                 break
-            if gone.any():
+            if any_true(gone):
                 system.parking = system.live
-                limit = np.where(system.live, limit, -1.0)
-                ceiling = np.where(system.live, ceiling, np.inf)
+                poisoned = poisoned or any_true(cycle.reason == Status.NONFINITE_OPERATOR)
+                limit = pick(system.live, limit, -1.0)
+                ceiling = pick(system.live, ceiling, math.inf)
         self.iters = self.iters + cycle.steps
-        return (best() if callable(best) else best), cycle
+        best = best() if callable(best) else best
+        return (system.zero() if best is None else best), cycle
 
     def _leave(self, cycle: _Cycle, step: int, last: int, remaining: Any, norms: Any, limit: Any, ceiling: Any) -> Any:
         """Write down which of the live systems end here and why; return them as a host mask."""
         system = self.system
-        live, norms = system.live, np.asarray(norms)
-        reason = np.full(system.batch, None, dtype=object)
+        live, reason = system.live, self.nothing
         if step >= last:
-            reason[live] = _RESTART
-            reason[live & (step >= remaining)] = _BUDGET
-        reason[live & ~(norms < ceiling)] = Status.DIVERGED
-        reason[live & ~np.isfinite(norms)] = Status.NONFINITE_OPERATOR
+            reason = pick(live, pick(step >= remaining, _BUDGET, _RESTART), reason)
+        reason = pick(live & negate(norms < ceiling), Status.DIVERGED, reason)
         if system.broken is not None:
             where, status = system.broken
-            reason[live & where] = status
+            reason = pick(live & where, status, reason)
             system.broken = None
-        reason[live & (norms <= limit)] = _CLAIM
-        gone = np.asarray(reason != np.full(system.batch, None, dtype=object), dtype=bool)
-        cycle.reason[gone] = reason[gone]
-        cycle.steps[gone] = step
-        cycle.promised[gone] = norms[gone]
+        # After the breakdowns, which a product with Inf or NaN in it can feign.
+        sound = finite(norms) & finite(system.operator_norm)
+        reason = pick(live & negate(sound), Status.NONFINITE_OPERATOR, reason)
+        reason = pick(live & (norms <= limit), _CLAIM, reason)
+        gone = reason is not None if system.single else np.not_equal(reason, self.nothing).astype(bool)
+        cycle.reason = pick(gone, reason, cycle.reason)
+        cycle.steps = pick(gone, step, cycle.steps)
+        cycle.promised = pick(gone, norms, cycle.promised)
         return gone
 
     def _conclude(self, x: Array, cycle: _Cycle) -> None:
         """Measure ``x`` and decide, system by system, what is said and who goes on."""
-        system = self.system
+        system, method = self.system, self.method
         x = system.rounded(x)
-        if self.fixed and not self.method.final_residual:
-            self.best = x if self.open.all() else system.backend.select(self.open, x, self.best)
+        # A restarted method needs the residual to go on, also where nobody else asks for it.
+        again = self.open & (cycle.reason == _RESTART)
+        if self.fixed and not method.final_residual and not any_true(again):
+            self._replace(self.open, x)
             self.measured = False
         else:
             self._measure(x)
             if not self.fixed:
                 self._close(self.open & (self.r_norm <= system.threshold), Status.CONVERGED)
-        for status in {s for s in cycle.reason[self.open] if isinstance(s, Status)}:
-            gained = (self.r_norm < 0.5 * cycle.started_from) & (not self.fixed)
-            self._close(self.open & (cycle.reason == status) & ~gained, status)
+                if not any_true(self.open):
+                    return
+        gained = False if self.fixed else self.r_norm < 0.5 * cycle.started_from
+        for status in Status:
+            self._close(self.open & (cycle.reason == status) & negate(gained), status)
         if self.fixed:
-            self._close(self.open, Status.TRUNCATED)
-        if not self.open.any():
+            self._close(self.open & negate(again), Status.TRUNCATED)
             return
-        self._close(self.open & ~np.isfinite(self.r_norm), Status.NONFINITE_OPERATOR)
+        self._close(self.open & negate(finite(self.r_norm)), Status.NONFINITE_OPERATOR)
+        if not any_true(self.open):
+            return
 
         # The floor of the format: x solves a system within eps of this one, so b - A x is all rounding.
-        x_norm = np.asarray(system.backend.to_host(system.backend.norm(x)), dtype=float)
-        floor = system.eps * (np.asarray(system.rhs_norm) + system.operator_norm * x_norm)
+        x_norm = system.backend.to_host(system.backend.norm(x))
+        floor = system.eps * (system.rhs_norm + system.operator_norm * x_norm)
         self._close(self.open & (self.r_norm <= floor), Status.STAGNATED)
         # A claim is false when the recurrence has drifted. One restart is always granted; later ones must deliver at
         # least half of the decades that the recurrence promised, or rounding is all that is left.
         claim = self.open & (cycle.reason == _CLAIM)
-        delivered = self.r_norm <= np.sqrt(cycle.promised) * np.sqrt(cycle.started_from)
-        self._close(claim & ~delivered & (self.false_claims > 0), Status.STAGNATED)
+        delivered = self.r_norm <= cycle.promised**0.5 * cycle.started_from**0.5
+        self._close(claim & negate(delivered) & (self.false_claims > 0), Status.STAGNATED)
         self.false_claims = self.false_claims + claim
         # A restarted method that gains less than a thousandth in a whole cycle repeats that cycle for ever.
-        idle = (cycle.reason == _RESTART) & (cycle.steps == self.method.cycle_length())
+        idle = (cycle.reason == _RESTART) & (cycle.steps == method.cycle_length())
         self._close(self.open & idle & (self.r_norm > 0.999 * cycle.started_from), Status.STAGNATED)
         self._close(self.open & (self.iters >= self.max_iters), Status.MAX_ITERS)
 
     def solution(self) -> Solution:
         """Return the best iterates in the caller's scale, with the books."""
-        system = self.system
-        exponent = np.asarray(system.exponent)
-
-        def restored(values: Any) -> Any:
-            values = np.ldexp(np.asarray(values, dtype=float), exponent)
-            return float(values) if system.single else values
-
-        rhs_norm = np.where(system.finite, system.rhs_norm, np.nan)
+        system, exponent = self.system, self.system.exponent
+        rhs_norm = pick(system.finite, system.rhs_norm, math.nan)
+        # Infinite where no iterate of a stationary method could be measured: x is still zero, and b its residual.
+        best_norm = pick(self.best_norm == math.inf, rhs_norm, pick(system.finite, self.best_norm, math.nan))
+        history = np.asarray(self.history, dtype=float).reshape(len(self.history), *system.batch)
         return Solution(
-            x=system.restore(self.best),
-            status=self.status.item() if system.single else self.status,
-            residual_norm=restored(self.best_norm) if self.measured else None,
-            rhs_norm=restored(rhs_norm),
-            bound=restored(system.threshold),
-            num_iters=int(self.iters) if system.single else self.iters,
+            x=system.restore(system.zero() if self.best is None else self.best),
+            status=self.status,
+            residual_norm=ldexp(best_norm, exponent) if self.measured else None,
+            rhs_norm=ldexp(rhs_norm, exponent),
+            bound=ldexp(system.threshold, exponent),
+            num_iters=self.iters,
             num_matvecs=system.num_matvecs,
             num_rmatvecs=system.num_rmatvecs,
-            history=np.ldexp(np.asarray(self.history, dtype=float).reshape(-1, *system.batch), exponent),
+            history=np.ldexp(history, exponent),
             solver=self.method.name,
         )

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from implicitgrad.backends import Array, Backend, Scalar
-from implicitgrad.backends.base import any_true
+from implicitgrad.backends.host import any_true
 from implicitgrad.solvers.base import check_settings
 from implicitgrad.solvers.iteration import IterativeSolver
 from implicitgrad.solvers.system import System
@@ -68,35 +68,38 @@ class LSMR(IterativeSolver):
         x = system.zero() if x is None else x
         hbar = system.zero()
         beta = norm_r = backend.norm(r)
-        u = r * backend.quotient(1.0, beta)
+        u = backend.times(backend.quotient(1.0, beta), r)
         v = system.rmatvec(u)
         alpha = backend.norm(v)
-        v = v * backend.quotient(1.0, alpha)
+        v = backend.times(backend.quotient(1.0, alpha), v)
         h = v
         one, zero = beta * 0.0 + 1.0, beta * 0.0
         alphabar, zetabar = alpha, alpha * beta
         rho = rhobar = cbar = rhodold = one
         sbar = zeta = betad = thetatilde = tautilde = zero
         betadd = beta
-        norm_a: Any = backend.to_host(alpha)
+        length = backend.to_host(alpha)
+        norm_a: Any = max(system.operator_norm, length) if system.single else np.fmax(system.operator_norm, length)
+        system.operator_norm = norm_a
         first = True
-        if any_true(null := system.among_live(np.asarray(norm_a == 0))):
+        if any_true(null := system.among_live(np.asarray(length <= 16 * eps * norm_a))):
             system.break_down(null, Status.LEAST_SQUARES)  # A^H b = 0: x = 0 is the shortest answer
         while True:
             yield norm_r, x
             u, v, h, hbar = system.park(u, v, h, hbar)
+            alpha = system.park_scalar(alpha)  # u meets the operator in this same step
             w = system.matvec(v)
             if first and any_true(wrong := system.among_live(_mismatch(backend, w, u, alpha, eps))):
                 system.break_down(wrong, Status.ADJOINT_MISMATCH)
             first = False
             u = backend.axpy(-alpha, u, w)
             beta = backend.norm(u)
-            u = u * backend.quotient(1.0, beta)
+            u = backend.times(backend.quotient(1.0, beta), u)
             column = backend.to_host((alpha * alpha + beta * beta) ** 0.5)
             norm_a = system.operator_norm = max(norm_a, column) if system.single else np.fmax(norm_a, column)
             v = backend.axpy(-beta, v, system.rmatvec(u))
             alpha = backend.norm(v)
-            v = v * backend.quotient(1.0, alpha)
+            v = backend.times(backend.quotient(1.0, alpha), v)
 
             rho_old = rho
             c, s, rho = _rotation(backend, alphabar, beta)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from implicitgrad.backends import Array, Scalar
-from implicitgrad.backends.base import any_true
+from implicitgrad.backends.host import any_true
 from implicitgrad.solvers.base import check_settings
 from implicitgrad.solvers.iteration import IterativeSolver
 from implicitgrad.solvers.system import System
@@ -64,11 +64,11 @@ class MINRES(IterativeSolver):
         x = system.zero() if x is None else x
         v_old = w = w_old = system.zero()
         beta = phibar = backend.norm(r)
-        v = r * backend.quotient(1.0, beta)
+        v = backend.times(backend.quotient(1.0, beta), r)
         beta = beta * 0.0  # the first step has no old vector to subtract
         delta_bar = epsilon = sn = beta
         cs = beta - 1.0
-        norm_a: Any = 0.0
+        norm_a: Any = system.operator_norm
         while True:
             yield phibar, x
             v, v_old, w, w_old = system.park(v, v_old, w, w_old)
@@ -96,7 +96,7 @@ class MINRES(IterativeSolver):
                 phibar_next = phibar if system.single else phibar_next + system.without(~null, phibar - phibar_next)
             phibar = phibar_next
             w_new = backend.axpy(-epsilon_old, w_old, v)
-            w_new = backend.axpy(-delta, w, w_new) * backend.quotient(1.0, gamma)
+            w_new = backend.times(backend.quotient(1.0, gamma), backend.axpy(-delta, w, w_new))
             w_old, w = w, w_new
             x = backend.axpy(phi, w, x)
-            v_old, v = v, y * backend.quotient(1.0, beta)
+            v_old, v = v, backend.times(backend.quotient(1.0, beta), y)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from implicitgrad.backends import Array, Scalar
-from implicitgrad.backends.base import any_true
+from implicitgrad.backends.host import any_true
 from implicitgrad.operators import identity_minus
 from implicitgrad.solvers.base import check_settings
 from implicitgrad.solvers.iteration import IterativeSolver
@@ -74,19 +74,21 @@ class Neumann(IterativeSolver):
         backend = system.backend
         contraction = identity_minus(system.operator)  # J^H itself where A = (I - J)^H: no subtraction to undo
         x, term = (r if x is None else x + r), r
-        size = before = backend.norm(term)
+        size, ratio = backend.norm(term), 1.0
         growing = 0
         while True:
             # The next term is not known before it is paid for; by the last ratio it will be about this large.
-            yield size * backend.quotient(size, before), x
+            yield size * ratio, x
             x, term = system.park(x, term)
             system.num_matvecs += 1
             term = contraction.apply(term)
             x = x + term
             before, size = size, backend.norm(term)
-            growth = backend.to_host(size) > backend.to_host(before)
-            growing = (growing + 1) * growth
-            if not system.fixed_budget and any_true(lost := growing >= _PATIENCE):
-                lost = lost & (system.eps * backend.to_host(size) > system.threshold)
-                if any_true(lost):
+            ratio = backend.quotient(size, before)
+            if any_true(grows := backend.to_host(ratio) > 1):
+                growing = (growing + 1) * grows
+                lost = (growing >= _PATIENCE) & (system.eps * backend.to_host(size) > system.threshold)
+                if not system.fixed_budget and any_true(lost):
                     system.break_down(lost, Status.DIVERGED)
+            else:
+                growing = 0

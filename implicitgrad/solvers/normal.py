@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from implicitgrad.backends import Array, Scalar
-from implicitgrad.backends.base import any_true
+from implicitgrad.backends.host import any_true
 from implicitgrad.errors import SettingTypeError
 from implicitgrad.solvers.base import check_settings
 from implicitgrad.solvers.cg import CG
@@ -105,7 +105,7 @@ class NormalEquations(IterativeSolver):
         goal = system.kept.setdefault("goal", system.rtol * np.asarray(backend.to_host(gamma**0.5)))
         if any_true(null := system.among_live(np.asarray(backend.to_host(gamma) == 0))):
             system.break_down(null, Status.LEAST_SQUARES)  # A^H b = 0: x = 0 is the shortest answer
-        norm_a: Any = 0.0
+        norm_a: Any = system.operator_norm
         first = True
         while True:
             yield size, x

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from implicitgrad.backends import Array, Scalar
-from implicitgrad.backends.base import any_true
+from implicitgrad.backends.host import any_true
 from implicitgrad.operators import identity_minus
 from implicitgrad.solvers.base import check_settings
 from implicitgrad.solvers.iteration import IterativeSolver
@@ -40,7 +42,7 @@ class Richardson(IterativeSolver):
     -----
     Converges when the spectral radius of ``I - A`` is below one. Cost a step: one product, two additions, one norm;
     the first step from zero is ``x = b`` and costs no product. Unlike the sum of Neumann's terms, the iteration
-    corrects its own rounding.
+    corrects its own rounding; where only that is left to correct, it has ``STAGNATED``.
 
     Examples
     --------
@@ -70,7 +72,8 @@ class Richardson(IterativeSolver):
         yield size, (system.zero() if x is None else x)
         b, r = system.park(b, r)
         x = r if x is None else x + r
-        growing = 0
+        growing = idle = 0
+        least = backend.to_host(size)
         while True:
             yield size * backend.quotient(size, before), x
             b, x = system.park(b, x)
@@ -78,8 +81,19 @@ class Richardson(IterativeSolver):
             following = contraction.apply(x) + b
             before, size = size, backend.norm(following - x)
             x = following
-            growing = (growing + 1) * (backend.to_host(size) > backend.to_host(before))
-            if not system.fixed_budget and any_true(lost := growing >= _PATIENCE):
-                lost = lost & (system.eps * backend.to_host(size) > system.threshold)
+            if system.fixed_budget:
+                continue
+            step = backend.to_host(size)
+            growing = (growing + 1) * (step > backend.to_host(before))
+            idle = (idle + 1) * (step >= least)
+            least = min(least, step) if system.single else np.fmin(least, step)
+            if any_true(lost := growing >= _PATIENCE):
+                lost = lost & (system.eps * step > system.threshold)
                 if any_true(lost):
                     system.break_down(lost, Status.DIVERGED)
+            if any_true(still := idle >= _PATIENCE):
+                # Steps of the size of x's own rounding: the iteration corrects that for ever and never stands.
+                still = still & (step <= system.eps * (system.rhs_norm + backend.to_host(backend.norm(x))))
+                if any_true(still := system.among_live(still)):
+                    system.break_down(still, Status.STAGNATED)
+                idle = idle * (idle < _PATIENCE)  # a rotation is always idle: it is asked every fifth step

@@ -1,8 +1,8 @@
 """One linear system as the methods see it: scaled, counted, and able to park the systems of a batch that have ended.
 
-*Scaling.* ``b`` is divided by the power of two next to ``max |b|``. Such a division is exact, so a solve of ``s b``
-runs through the same bits as a solve of ``b`` for every power of two ``s``, and squares of small or large right-hand
-sides neither underflow nor overflow. There is no absolute threshold anywhere after that.
+*Scaling.* ``b`` is divided by the power of two next to ``max |b|``, unless its norm is near one anyway. Such a division
+is exact, so a solve of ``s b`` runs through the same bits as a solve of ``b`` for every power of two ``s``, and squares
+of small or large right-hand sides neither underflow nor overflow. There is no absolute threshold after that.
 
 *Parking.* A batch is one operator for all its systems, so a system that has ended cannot be taken out. Its search
 vectors are set to zero instead: its iterate no longer moves, and whatever made it end (a NaN, say) is gone from the
@@ -11,11 +11,13 @@ products that its neighbours need.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from implicitgrad.backends import Array, backend_of
+from implicitgrad.backends.host import all_true, any_true, finite, ldexp, pick
 from implicitgrad.operators import LinearOperator
 from implicitgrad.operators.algebra import split_shift
 from implicitgrad.operators.precision import in_half_precision
@@ -23,6 +25,10 @@ from implicitgrad.solvers.base import default_rtol
 from implicitgrad.status import Status
 
 __all__ = ["System"]
+
+# Norms of b in this range need no scaling: no square in a solve comes near the ends of float32, and a multiplication by
+# a power of two that is left out changes no bit.
+_UNSCALED = (2.0**-12, 2.0**12)
 
 
 class System:
@@ -50,7 +56,8 @@ class System:
     live : array of bool (...)
         The systems that are still running.
     operator_norm : float, or array (...)
-        A lower estimate of ``norm(A)``, for the floor that rounding sets; methods raise it with what they see.
+        What the rounding of one product is relative to. It starts from ``|alpha|`` for ``A = alpha I + beta B``, whose
+        two parts may cancel, and methods raise it to what they see of ``norm(A)``.
     """
 
     def __init__(self, operator: LinearOperator, rhs: Array, rtol: float | None, atol: float) -> None:
@@ -58,7 +65,7 @@ class System:
         rhs = backend.stop_gradient(rhs)
         facts = backend.facts(rhs.dtype)
         assert facts is not None  # check_system has seen to it
-        self.eps = facts.eps
+        self.eps, self.is_complex = facts.eps, facts.is_complex
         self.result_dtype = rhs.dtype
         if facts.is_half:
             operator = in_half_precision(operator, backend, rhs.dtype)
@@ -73,20 +80,31 @@ class System:
         self.parking: Any = None
         self.broken: tuple[Any, Status] | None = None
 
-        largest = np.asarray(backend.max_abs(rhs))
-        self.finite = np.isfinite(largest)
-        _, exponent = np.frexp(np.where(self.finite, largest, 0.0))
-        self.exponent = int(exponent) if self.single else exponent.astype(int)
-        if not self.finite.all():
+        self.finite: Any = True if self.single else np.ones(self.batch, bool)
+        self.exponent: Any = 0 if self.single else np.zeros(self.batch, int)
+        self.rhs, self.rhs_norm = rhs, backend.to_host(backend.norm(rhs))
+        if not all_true((self.rhs_norm > _UNSCALED[0]) & (self.rhs_norm < _UNSCALED[1])):
+            self._scale(rhs)
+        self.rtol = rtol = default_rtol(facts) if rtol is None else float(rtol)
+        self.threshold: Any = rtol * self.rhs_norm
+        if atol:
+            scaled = ldexp(np.full(self.batch, atol) if self.batch else float(atol), -self.exponent)
+            self.threshold = pick(scaled > self.threshold, scaled, self.threshold)
+        self.fixed_budget = rtol == 0 and atol == 0
+        self.live: Any = True if self.single else np.ones(self.batch, bool)
+        self.operator_norm: Any = abs(split_shift(operator)[1])
+
+    def _scale(self, rhs: Array) -> None:
+        """Divide ``b`` by the power of two next to its largest entry, or set it to zero where that is no number."""
+        backend = self.backend
+        largest = backend.max_abs(rhs)
+        self.finite = finite(largest)
+        if not all_true(self.finite):
             rhs = backend.select(self.finite, rhs, backend.zeros(tuple(rhs.shape), rhs))
+            largest = pick(self.finite, largest, 0.0)
+        self.exponent = math.frexp(largest)[1] if self.single else np.frexp(largest)[1].astype(int)
         self.rhs = backend.times_power_of_two(rhs, -self.exponent)
         self.rhs_norm = backend.to_host(backend.norm(self.rhs))
-        self.rtol = rtol = default_rtol(facts) if rtol is None else float(rtol)
-        bound = np.maximum(rtol * np.asarray(self.rhs_norm), np.ldexp(float(atol), -np.asarray(self.exponent)))
-        self.threshold: Any = float(bound) if self.single else bound
-        self.fixed_budget = rtol == 0 and atol == 0
-        self.live = np.ones(self.batch, bool)
-        self.operator_norm: Any = abs(split_shift(operator)[1])
 
     def matvec(self, x: Array) -> Array:
         """Return ``A x`` and count it."""
@@ -108,11 +126,11 @@ class System:
 
     def break_down(self, where: Any, status: Status) -> None:
         """Say that the recurrence cannot go on for the systems in the host mask ``where``; the method yields next."""
-        self.broken = (where, status)
+        self.broken = (bool(where) if self.single else where, status)
 
     def among_live(self, where: Any) -> Any:
         """Return a host mask less the systems that have ended, whose scalars are zeros that mean nothing."""
-        return where if self.single else where & self.live
+        return bool(where) if self.single else where & self.live
 
     def without(self, where: Any, scalar: Any) -> Any:
         """Return a scalar set to zero for the systems in the host mask ``where``."""
@@ -125,6 +143,12 @@ class System:
         if self.parking is None:
             return vectors
         return tuple(self.keep(self.parking, v) for v in vectors)
+
+    def park_scalar(self, scalar: Any) -> Any:
+        """Return a real scalar set to zero as ``park`` does with vectors."""
+        if self.parking is None:
+            return scalar
+        return self.backend.from_host(np.where(self.parking, self.backend.to_host(scalar), 0.0), self.rhs)
 
     def keep(self, mask: Any, x: Array) -> Array:
         """Return ``x`` with the systems outside the host mask set to zero."""
@@ -139,5 +163,8 @@ class System:
 
     def restore(self, x: Array) -> Array:
         """Return ``x`` in the caller's scale and dtype, in memory of its own."""
-        x = self.backend.times_power_of_two(x, self.exponent)
+        if any_true(self.exponent != 0):
+            x = self.backend.times_power_of_two(x, self.exponent)
+        elif x is self.rhs:
+            x = self.backend.copy(x)
         return self.backend.astype(x, self.result_dtype) if self.half else x

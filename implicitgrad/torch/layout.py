@@ -87,15 +87,15 @@ class Layout:
     def ravel(self, state: Any) -> torch.Tensor:
         """Return the state as one tensor ``(..., n)``, differentiably."""
         leaves = optree.tree_leaves(state)
-        flat = [leaf.reshape((*self.batch, length)) for leaf, length in zip(leaves, self._lengths(), strict=True)]
+        flat = [_viewed(leaf, (*self.batch, length)) for leaf, length in zip(leaves, self._lengths(), strict=True)]
         return flat[0] if len(flat) == 1 else torch.cat(flat, dim=-1)
 
     def unravel(self, flat: torch.Tensor) -> Any:
         """Return views of ``flat`` in the structure and shapes of the state."""
         if len(self.shapes) == 1:
-            return optree.tree_unflatten(self.treespec, [flat.reshape(self.shapes[0])])
+            return optree.tree_unflatten(self.treespec, [_viewed(flat, self.shapes[0])])
         parts = torch.split(flat, self._lengths(), dim=-1)
-        leaves = [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        leaves = [_viewed(part, shape) for part, shape in zip(parts, self.shapes, strict=True)]
         return optree.tree_unflatten(self.treespec, leaves)
 
     def ravel_output(self, name: str, output: Any) -> torch.Tensor:
@@ -124,3 +124,8 @@ class Layout:
                     f"{name}: f returned {leaf.dtype} for a state of {self.dtype}, expected the same dtype."
                 )
         return self.ravel(output).to(self.dtype)
+
+
+def _viewed(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return ``x`` in another shape; itself where it has it, since a view is one more node in each VJP."""
+    return x if x.shape == shape else x.reshape(shape)
