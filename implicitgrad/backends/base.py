@@ -82,6 +82,10 @@ class Backend(ABC):
     def norm(self, x: Array) -> Scalar:
         """Return the Euclidean norm of each system."""
 
+    def host_norm(self, x: Array) -> Any:
+        """Return the Euclidean norm of each system on the host."""
+        return self.to_host(self.norm(x))
+
     @abstractmethod
     def max_abs(self, x: Array) -> Any:
         """Return ``max |x_i|`` of each system on the host; NaN where there is one, 0 where ``n = 0``."""

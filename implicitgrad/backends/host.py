@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["all_true", "any_true", "dot", "finite", "ldexp", "negate", "pick", "squared_norm"]
+__all__ = ["all_true", "any_true", "dot", "finite", "ldexp", "negate", "pick", "quotient", "squared_norm"]
 
 
 def all_true(condition: Any) -> bool:
@@ -53,6 +53,13 @@ def squared_norm(x: Any) -> Any:
 def finite(values: Any) -> Any:
     """Return where values are neither NaN nor infinite."""
     return abs(values) < math.inf
+
+
+def quotient(numerator: Any, denominator: Any) -> Any:
+    """Return the quotient of real host values, 0 where the denominator is 0."""
+    if denominator.__class__ is float:
+        return numerator / denominator if denominator else 0.0
+    return np.divide(numerator, denominator, out=np.zeros_like(denominator), where=denominator != 0)
 
 
 def ldexp(values: Any, exponent: Any) -> Any:

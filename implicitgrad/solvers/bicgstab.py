@@ -57,7 +57,7 @@ class BiCGSTAB(IterativeSolver):
     def __post_init__(self) -> None:
         check_settings(self)
 
-    def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Scalar, Any]]:
+    def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Any, Any]]:
         """A BiCG step ``alpha p``, then the step ``omega s`` that makes the residual smallest."""
         backend, eps = system.backend, system.eps
         x = system.zero() if x is None else x
@@ -65,7 +65,7 @@ class BiCGSTAB(IterativeSolver):
         rho: Scalar = backend.squared_norm(r)
         size = shadow_norm = rho**0.5
         while True:
-            yield size, x
+            yield backend.to_host(size), x
             r, p, shadow = system.park(r, p, shadow)
             v = system.matvec(p)
             alpha = backend.quotient(rho, backend.inner(shadow, v))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from implicitgrad.backends import Array, Scalar
+from implicitgrad.backends import Array
 from implicitgrad.backends.host import any_true
 from implicitgrad.solvers.base import check_settings
 from implicitgrad.solvers.iteration import IterativeSolver
@@ -60,7 +60,7 @@ class CG(IterativeSolver):
     def __post_init__(self) -> None:
         check_settings(self)
 
-    def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Scalar, Any]]:
+    def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Any, Any]]:
         """Step along A-conjugate directions ``p``; ``rho = r^H r``."""
         backend, eps = system.backend, system.eps
         x = system.zero() if x is None else x
@@ -68,7 +68,7 @@ class CG(IterativeSolver):
         rho = p_squared = backend.squared_norm(r)
         theta: Any = system.operator_norm  # largest Rayleigh quotient so far, on the host
         while True:
-            yield rho**0.5, x
+            yield backend.to_host(rho) ** 0.5, x
             r, p = system.park(r, p)
             q = system.matvec(p)
             curvature = backend.real(backend.inner(p, q))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from implicitgrad.backends import Array, Scalar
+from implicitgrad.backends import Array
 from implicitgrad.backends.host import any_true
 from implicitgrad.solvers.base import check_settings
 from implicitgrad.solvers.iteration import IterativeSolver
@@ -55,11 +55,11 @@ class Dense(IterativeSolver):
     def __post_init__(self) -> None:
         check_settings(self)
 
-    def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Scalar, Any]]:
+    def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Any, Any]]:
         """Solve for the residual; the driver recomputes it and comes again if that was not enough."""
         backend = system.backend
         x = system.zero() if x is None else x
-        yield backend.norm(r), x
+        yield backend.host_norm(r), x
         if "matrix" not in system.kept:
             system.kept["matrix"] = _matrix(system)
         matrix, values = system.kept["matrix"]
@@ -76,7 +76,7 @@ class Dense(IterativeSolver):
         # A regular matrix leaves whatever rounding left: zero is the claim that has it measured. A singular one is held
         # to what its least-squares answer leaves, so that no claim hides the status; NaN says itself what it is.
         left = np.where(singular, np.linalg.norm(rhs - matrix @ step, axis=(-2, -1)), np.where(finite, 0.0, np.nan))
-        estimate = float(left) if system.single else backend.from_host(left, r)
+        estimate = float(left) if system.single else left
         while True:
             yield estimate, x + backend.from_numpy(step[..., 0], r)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from implicitgrad.backends import Array, Basis, Scalar
+from implicitgrad.backends import Array, Basis
 from implicitgrad.backends.host import all_true, any_true, dot, finite, negate, pick, squared_norm
 from implicitgrad.operators.algebra import split_shift
 from implicitgrad.solvers.base import check_settings, default_max_iters
@@ -77,7 +77,7 @@ class GMRES(IterativeSolver):
         """Return the restart length."""
         return self.restart
 
-    def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Scalar, Any]]:
+    def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Any, Any]]:
         """Grow the Krylov basis by one vector a step; form an iterate only when the driver asks for it."""
         backend, eps = system.backend, system.eps
         operator, alpha, beta = split_shift(system.operator)
@@ -92,7 +92,7 @@ class GMRES(IterativeSolver):
             return basis.combine(y, system.zero() if x is None else x)
 
         while True:
-            yield (small.residual_norm if system.single else backend.from_host(small.residual_norm, r)), iterate
+            yield small.residual_norm, iterate
             (q,) = system.park(q)
             basis.append(q)
             system.num_matvecs += 1

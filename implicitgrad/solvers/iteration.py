@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from implicitgrad.backends import Array, Scalar
+from implicitgrad.backends import Array
 from implicitgrad.backends.host import all_true, any_true, finite, ldexp, negate, pick
 from implicitgrad.operators import LinearOperator
 from implicitgrad.solvers.base import Solution, Solver, check_system, default_max_iters
@@ -46,11 +46,11 @@ class IterativeSolver(Solver):
     stationary: ClassVar[bool] = False  # x <- (I - A) x + b: its first iterate is b, not 0, and max_iters=0 is a budget
 
     @abstractmethod
-    def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Scalar, Any]]:
+    def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Any, Any]]:
         """Yield ``(residual norm, iterate)`` at the start and after each step, from ``x`` with residual ``r``.
 
-        ``x`` is None for zero. An iterate may be a callable that forms it when asked. After each ``yield``, pass the
-        vectors of the recurrence through ``system.park``.
+        The norm is a host value, for it is there to decide with. ``x`` is None for zero. An iterate may be a callable
+        that forms it when asked. After each ``yield``, pass the vectors of the recurrence through ``system.park``.
         """
 
     def cycle_length(self) -> int | None:
@@ -134,7 +134,7 @@ class _Run:
         """Recompute the residual of ``x``, one product, and keep ``x`` where it is the best so far."""
         system = self.system
         self.x, self.r = x, system.residual(x)
-        self.r_norm = system.backend.to_host(system.backend.norm(self.r))
+        self.r_norm = system.backend.host_norm(self.r)
         # With a fixed budget the last iterate is what was asked for, so long as it is finite; else the best one.
         better = self.open & (self.r_norm < (math.inf if self.fixed else self.best_norm))
         self._replace(better, x)
@@ -143,7 +143,7 @@ class _Run:
     def _cycle(self) -> tuple[Array, _Cycle]:
         """Run the method from ``(x, r)`` until every open system has left it; return its best iterates."""
         system, method = self.system, self.method
-        single, to_host, history = system.single, system.backend.to_host, self.history
+        single, history = system.single, self.history
         system.live, system.parking, system.broken = self.open, None, None
         started_from = pick(self.open, self.r_norm, 0.0)
         cycle = _Cycle(self.nothing, self.zeros, started_from, started_from)
@@ -159,8 +159,7 @@ class _Run:
         poisoned = False
         r = self.r if all_true(self.open) else system.keep(self.open, self.r)
 
-        for step, (estimate, iterate) in enumerate(method.iterations(system, self.x, r)):
-            norms = to_host(estimate)
+        for step, (norms, iterate) in enumerate(method.iterations(system, self.x, r)):
             history.append(norms if single else np.where(system.live, norms, np.nan))
             better = norms < (math.inf if self.fixed else best_norm)
             if single:
@@ -241,7 +240,7 @@ class _Run:
             return
 
         # The floor of the format: x solves a system within eps of this one, so b - A x is all rounding.
-        x_norm = system.backend.to_host(system.backend.norm(x))
+        x_norm = system.backend.host_norm(x)
         floor = system.eps * (system.rhs_norm + system.operator_norm * x_norm)
         self._close(self.open & (self.r_norm <= floor), Status.STAGNATED)
         # A claim is false when the recurrence has drifted. One restart is always granted; later ones must deliver at

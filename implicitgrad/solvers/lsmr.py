@@ -62,7 +62,7 @@ class LSMR(IterativeSolver):
     def __post_init__(self) -> None:
         check_settings(self)
 
-    def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Scalar, Any]]:
+    def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Any, Any]]:
         """Bidiagonalize from ``u = r / norm(r)``, two QR factorizations by rotations, update ``x`` along ``hbar``."""
         backend, eps = system.backend, system.eps
         x = system.zero() if x is None else x
@@ -85,7 +85,7 @@ class LSMR(IterativeSolver):
         if any_true(null := system.among_live(np.asarray(length <= 16 * eps * norm_a))):
             system.break_down(null, Status.LEAST_SQUARES)  # A^H b = 0: x = 0 is the shortest answer
         while True:
-            yield norm_r, x
+            yield backend.to_host(norm_r), x
             u, v, h, hbar = system.park(u, v, h, hbar)
             alpha = system.park_scalar(alpha)  # u meets the operator in this same step
             w = system.matvec(v)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from implicitgrad.backends import Array, Scalar
+from implicitgrad.backends import Array
 from implicitgrad.backends.host import any_true
 from implicitgrad.solvers.base import check_settings
 from implicitgrad.solvers.iteration import IterativeSolver
@@ -58,7 +58,7 @@ class MINRES(IterativeSolver):
     def __post_init__(self) -> None:
         check_settings(self)
 
-    def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Scalar, Any]]:
+    def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Any, Any]]:
         """Lanczos vectors ``v``, QR of the tridiagonal matrix by rotations ``(cs, sn)``, directions ``w``."""
         backend, eps = system.backend, system.eps
         x = system.zero() if x is None else x
@@ -70,7 +70,7 @@ class MINRES(IterativeSolver):
         cs = beta - 1.0
         norm_a: Any = system.operator_norm
         while True:
-            yield phibar, x
+            yield backend.to_host(phibar), x
             v, v_old, w, w_old = system.park(v, v_old, w, w_old)
             y = system.matvec(v)
             alpha = backend.real(backend.inner(v, y))

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from implicitgrad.backends import Array, Scalar
-from implicitgrad.backends.host import any_true
+from implicitgrad.backends import Array
+from implicitgrad.backends.host import any_true, quotient
 from implicitgrad.operators import identity_minus
 from implicitgrad.solvers.base import check_settings
 from implicitgrad.solvers.iteration import IterativeSolver
@@ -69,12 +69,12 @@ class Neumann(IterativeSolver):
     def __post_init__(self) -> None:
         check_settings(self)
 
-    def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Scalar, Any]]:
+    def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Any, Any]]:
         """Add the terms that follow ``x``; the residual of a sum is its next term."""
         backend = system.backend
         contraction = identity_minus(system.operator)  # J^H itself where A = (I - J)^H: no subtraction to undo
         x, term = (r if x is None else x + r), r
-        size, ratio = backend.norm(term), 1.0
+        size, ratio = backend.host_norm(term), 1.0
         growing = 0
         while True:
             # The next term is not known before it is paid for; by the last ratio it will be about this large.
@@ -83,11 +83,11 @@ class Neumann(IterativeSolver):
             system.num_matvecs += 1
             term = contraction.apply(term)
             x = x + term
-            before, size = size, backend.norm(term)
-            ratio = backend.quotient(size, before)
-            if any_true(grows := backend.to_host(ratio) > 1):
+            before, size = size, backend.host_norm(term)
+            ratio = quotient(size, before)
+            if any_true(grows := ratio > 1):
                 growing = (growing + 1) * grows
-                lost = (growing >= _PATIENCE) & (system.eps * backend.to_host(size) > system.threshold)
+                lost = (growing >= _PATIENCE) & (system.eps * size > system.threshold)
                 if not system.fixed_budget and any_true(lost):
                     system.break_down(lost, Status.DIVERGED)
             else:

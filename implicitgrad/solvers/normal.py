@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from implicitgrad.backends import Array, Scalar
+from implicitgrad.backends import Array
 from implicitgrad.backends.host import any_true
 from implicitgrad.errors import SettingTypeError
 from implicitgrad.solvers.base import check_settings
@@ -92,7 +92,7 @@ class NormalEquations(IterativeSolver):
         """The name that reports use."""
         return "NormalEquations(CG)"
 
-    def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Scalar, Any]]:
+    def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Any, Any]]:
         """Step along ``A^H A``-conjugate directions ``p``; ``s = A^H r - shift x``, ``gamma = s^H s``."""
         backend, eps, shift = system.backend, system.eps, float(self.shift)
         s = system.rmatvec(r)
@@ -108,7 +108,7 @@ class NormalEquations(IterativeSolver):
         norm_a: Any = system.operator_norm
         first = True
         while True:
-            yield size, x
+            yield backend.to_host(size), x
             r, p, s = system.park(r, p, s)
             q = system.matvec(p)
             if first:

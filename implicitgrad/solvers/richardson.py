@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-
-from implicitgrad.backends import Array, Scalar
-from implicitgrad.backends.host import any_true
+from implicitgrad.backends import Array
+from implicitgrad.backends.host import any_true, pick, quotient
 from implicitgrad.operators import identity_minus
 from implicitgrad.solvers.base import check_settings
 from implicitgrad.solvers.iteration import IterativeSolver
@@ -63,37 +61,35 @@ class Richardson(IterativeSolver):
     def __post_init__(self) -> None:
         check_settings(self)
 
-    def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Scalar, Any]]:
+    def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Any, Any]]:
         """Step from ``x``; the residual of an iterate is the step that it takes next."""
         backend = system.backend
         contraction = identity_minus(system.operator)
         b = system.rhs
-        size = before = backend.norm(r)
+        size = before = least = backend.host_norm(r)
         yield size, (system.zero() if x is None else x)
         b, r = system.park(b, r)
         x = r if x is None else x + r
         growing = idle = 0
-        least = backend.to_host(size)
         while True:
-            yield size * backend.quotient(size, before), x
+            yield size * quotient(size, before), x
             b, x = system.park(b, x)
             system.num_matvecs += 1
             following = contraction.apply(x) + b
-            before, size = size, backend.norm(following - x)
+            before, size = size, backend.host_norm(following - x)
             x = following
             if system.fixed_budget:
                 continue
-            step = backend.to_host(size)
-            growing = (growing + 1) * (step > backend.to_host(before))
-            idle = (idle + 1) * (step >= least)
-            least = min(least, step) if system.single else np.fmin(least, step)
+            growing = (growing + 1) * (size > before)
+            idle = (idle + 1) * (size >= least)
+            least = pick(size < least, size, least)
             if any_true(lost := growing >= _PATIENCE):
-                lost = lost & (system.eps * step > system.threshold)
+                lost = lost & (system.eps * size > system.threshold)
                 if any_true(lost):
                     system.break_down(lost, Status.DIVERGED)
             if any_true(still := idle >= _PATIENCE):
                 # Steps of the size of x's own rounding: the iteration corrects that for ever and never stands.
-                still = still & (step <= system.eps * (system.rhs_norm + backend.to_host(backend.norm(x))))
+                still = still & (size <= system.eps * (system.rhs_norm + backend.host_norm(x)))
                 if any_true(still := system.among_live(still)):
                     system.break_down(still, Status.STAGNATED)
                 idle = idle * (idle < _PATIENCE)  # a rotation is always idle: it is asked every fifth step
