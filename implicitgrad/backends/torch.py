@@ -139,9 +139,7 @@ class TorchBackend(Backend):
             return torch.matmul(x.conj().unsqueeze(-2), rows.mT).squeeze(-2).conj().resolve_conj()
         if x.ndim == 1:
             return torch.mv(rows, x)
-        return torch.matmul(x.unsqueeze(-2), rows.mT).squeeze(
-            -2
-        )  # 15 times faster than the bmm of rows @ x
+        return torch.matmul(x.unsqueeze(-2), rows.mT).squeeze(-2)  # 15 times faster than the bmm of rows @ x
 
     def subtract_rows(self, x: Array, coefficients: Array, rows: Array) -> Array:
         if x.ndim == 1:

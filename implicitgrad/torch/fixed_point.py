@@ -161,9 +161,17 @@ class _Call:
             raise SettingTypeError(f"{name}: got f of type {type(f).__qualname__}, expected a callable f(z, *args).")
         self.name, self.layout = name, layout
         leaves, treespec = optree.tree_flatten(cast(Any, args))
+        is_tensor = [isinstance(leaf, torch.Tensor) for leaf in leaves]
         self.tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         others = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        is_tensor = [isinstance(leaf, torch.Tensor) for leaf in leaves]
+        flat_args = len(args) == len(self.tensors) and all(isinstance(arg, torch.Tensor) for arg in args)
+
+        def arguments_of(tensors: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
+            if flat_args:
+                return tensors
+            given = iter(tensors)
+            filled = [next(given) if tensor else other for tensor, other in zip(is_tensor, others, strict=True)]
+            return cast(tuple[Any, ...], optree.tree_unflatten(treespec, filled))
 
         # f runs under the autocast state of this call, in the forward solve, whose own arithmetic does not, and in the
         # backward pass, which autograd runs without it.
@@ -171,9 +179,7 @@ class _Call:
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
         def flat(z: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
-            given = iter(tensors)
-            filled = [next(given) if tensor else other for tensor, other in zip(is_tensor, others, strict=True)]
-            state, arguments = layout.unravel(z), optree.tree_unflatten(treespec, filled)
+            state, arguments = layout.unravel(z), arguments_of(tensors)
             if dtype is None:
                 return layout.ravel_output(name, f(state, *arguments))
             with torch.autocast(device, dtype=dtype, cache_enabled=False):  # cached casts outlive no_grad

@@ -86,14 +86,16 @@ class Layout:
 
     def ravel(self, state: Any) -> torch.Tensor:
         """Return the state as one tensor ``(..., n)``, differentiably."""
+        if isinstance(state, torch.Tensor):  # without the tree: this runs between two products
+            return _viewed(state, (*self.batch, self.size))
         leaves = optree.tree_leaves(state)
         flat = [_viewed(leaf, (*self.batch, length)) for leaf, length in zip(leaves, self._lengths(), strict=True)]
         return flat[0] if len(flat) == 1 else torch.cat(flat, dim=-1)
 
     def unravel(self, flat: torch.Tensor) -> Any:
         """Return views of ``flat`` in the structure and shapes of the state."""
-        if len(self.shapes) == 1:
-            return optree.tree_unflatten(self.treespec, [_viewed(flat, self.shapes[0])])
+        if self.treespec.is_leaf():
+            return _viewed(flat, self.shapes[0])
         parts = torch.split(flat, self._lengths(), dim=-1)
         leaves = [_viewed(part, shape) for part, shape in zip(parts, self.shapes, strict=True)]
         return optree.tree_unflatten(self.treespec, leaves)
@@ -103,7 +105,8 @@ class Layout:
 
         Under autocast the map may answer in a lower precision; the state keeps its own.
         """
-        leaves, treespec = optree.tree_flatten(output)
+        bare = isinstance(output, torch.Tensor) and self.treespec.is_leaf()
+        leaves, treespec = ([output], self.treespec) if bare else optree.tree_flatten(output)
         if treespec != self.treespec:
             raise BackendError(
                 f"{name}: f returned the structure {treespec}, expected that of the state, {self.treespec}. "
