@@ -4,7 +4,8 @@
 ``implicitgrad.testing.strategies``, which is imported on its own (``pip install implicitgrad[testing]``).
 """
 
-from implicitgrad.testing.oracles import KINDS, Problem, counted, eps_of, make_problem, random_matrix
+from implicitgrad.testing.kinds import KINDS, random_matrix
+from implicitgrad.testing.oracles import Problem, counted, eps_of, make_problem
 from implicitgrad.testing.properties import (
     assert_adjoint,
     assert_batch_is_loop,

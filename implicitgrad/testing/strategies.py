@@ -11,7 +11,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from implicitgrad.testing.oracles import KINDS, Problem, make_problem
+from implicitgrad.testing.kinds import KINDS
+from implicitgrad.testing.oracles import Problem, make_problem
 
 __all__ = ["batches", "contractive_systems", "definite_systems", "problems", "singular_systems", "symmetric_systems"]
 
