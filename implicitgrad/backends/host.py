@@ -59,7 +59,8 @@ def quotient(numerator: Any, denominator: Any) -> Any:
     """Return the quotient of real host values, 0 where the denominator is 0."""
     if denominator.__class__ is float:
         return numerator / denominator if denominator else 0.0
-    return np.divide(numerator, denominator, out=np.zeros_like(denominator), where=denominator != 0)
+    with np.errstate(all="ignore"):  # a system with NaN or Inf has a status for it, and needs no warning
+        return np.divide(numerator, denominator, out=np.zeros_like(denominator), where=denominator != 0)
 
 
 def ldexp(values: Any, exponent: Any) -> Any:

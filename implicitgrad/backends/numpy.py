@@ -63,7 +63,8 @@ class NumpyBackend(Backend):
         if isinstance(denominator, float | complex):
             return numerator / denominator if denominator else 0.0
         out = np.zeros(np.broadcast(numerator, denominator).shape, np.result_type(numerator, denominator))
-        return np.divide(numerator, denominator, out=out, where=denominator != 0)
+        with np.errstate(all="ignore"):  # a system with NaN or Inf has a status for it, and needs no warning
+            return np.divide(numerator, denominator, out=out, where=denominator != 0)
 
     def axpy(self, alpha: Scalar, x: Array, y: Array) -> Array:
         if x.ndim > 1:

@@ -152,7 +152,10 @@ class _Run:
         last = last if length is None else min(last, length)
 
         # Growth by 1/eps leaves no correct digit in x. With a fixed budget only NaN and Inf end a system early.
-        limit = pick(self.open, -1.0 if self.fixed else system.threshold, -1.0)
+        # Below eps norm(b) a recurrence goes on falling, and the residual of x does not.
+        floor = system.eps * system.rhs_norm
+        wanted = pick(system.threshold > floor, system.threshold, floor)
+        limit = pick(self.open, -1.0 if self.fixed else wanted, -1.0)
         ceiling = pick(self.open, math.inf if self.fixed else started_from / system.eps, math.inf)
         best: Any = self.x
         best_norm = pick(self.open, math.inf, math.inf)
