@@ -14,7 +14,7 @@ from implicitgrad.backends import Array
 from implicitgrad.errors import ConvergenceWarning, NotConvergedError, SettingTypeError
 from implicitgrad.operators import LinearOperator, identity_minus
 from implicitgrad.solvers.auto import Auto, fall_back
-from implicitgrad.solvers.base import Solution, Solver
+from implicitgrad.solvers.base import Solution, Solver, check_system
 
 __all__ = ["adjoint_solve", "report_failure", "solve", "tangent_solve"]
 
@@ -152,6 +152,7 @@ def _solve(
     name: str, operator: LinearOperator, rhs: Array, solver: Solver | None, x0: Array | None, on_failure: Any
 ) -> Solution:
     check_policy(name, solver, on_failure)
+    check_system(name, operator, rhs, x0, square=False)
     solver = Auto() if solver is None else solver
     if isinstance(on_failure, Solver):
         solution = fall_back([solver, on_failure], operator, rhs, x0, stop=())

@@ -53,6 +53,7 @@ class Status(Enum):
     ADJOINT_MISMATCH = (
         "<A p, r> and <p, A^T r> differ beyond rounding, so jvp and vjp are not of one matrix: run check_operator."
     )
+    OVERFLOW = "The solution is too large for its dtype: scale the right-hand side down, or use a wider dtype."
     NONFINITE_INPUT = "The right-hand side or x0 holds NaN or Inf: look at the loss and at the forward pass."
     NONFINITE_OPERATOR = "A product of the operator held NaN or Inf: look at the map and its derivative at this point."
     FORWARD_NOT_CONVERGED = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ __all__ = ["BACKEND", "TorchBackend"]
 
 # Outside this range a single-precision sum of squares has lost digits to under- or overflow; it is redone in double.
 _TINY, _HUGE = 1e-30, 1e30
+_LARGEST = torch.finfo(torch.float32).max
 _DOUBLE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 
 
@@ -53,7 +55,7 @@ class TorchBackend(Backend):
         if x.shape[-1] == 0:
             return 0.0 if x.ndim == 1 else np.zeros(x.shape[:-1])
         largest = torch.linalg.vector_norm(x, float("inf"), dim=-1)
-        return largest.item() if x.ndim == 1 else largest.cpu().numpy().astype(float)
+        return largest.item() if x.ndim == 1 else largest.double().cpu().numpy()
 
     def to_host(self, scalar: Scalar) -> Any:
         return scalar if isinstance(scalar, float) else scalar.squeeze(-1).cpu().numpy()
@@ -70,6 +72,8 @@ class TorchBackend(Backend):
 
     def axpy(self, alpha: Scalar, x: Array, y: Array) -> Array:
         if x.ndim == 1:
+            if abs(alpha) > _LARGEST and x.dtype in _DOUBLE:  # torch raises for a number that the dtype cannot hold
+                alpha = math.copysign(math.inf, alpha.real)
             return torch.add(y, x, alpha=alpha)
         return torch.addcmul(y, alpha.to(x.dtype), x)
 
@@ -115,9 +119,10 @@ class TorchBackend(Backend):
         return x.detach() if x.requires_grad else x
 
     def to_numpy(self, x: Array) -> np.ndarray[Any, Any]:
-        if x.is_cpu and not x.requires_grad and not x.is_complex():
+        if x.is_cpu and not x.requires_grad and not x.is_complex() and x.dtype != torch.bfloat16:
             values: np.ndarray[Any, Any] = x.numpy()
         else:
+            x = x.float() if x.dtype == torch.bfloat16 else x  # NumPy has no bfloat16
             values = x.detach().cpu().resolve_conj().numpy()
         return values
 

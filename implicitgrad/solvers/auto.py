@@ -91,7 +91,7 @@ class Auto(Solver):
         room = int(self.memory) // vector - 2
         if room < min(columns, steps):
             return [BiCGSTAB(**settings), GMRES(**settings, restart=max(1, room)), *lsmr]
-        dense = [Dense(rtol=self.rtol, atol=self.atol)] if columns <= _SMALL else []
+        dense = [Dense(rtol=self.rtol, atol=self.atol)] if columns <= min(_SMALL, steps) else []
         return [GMRES(**settings), *lsmr, *dense]
 
 

@@ -115,7 +115,7 @@ class Solution:
         SettingError
             ``sigma_min`` is not a positive number, or the residual was not measured (a fixed budget).
         """
-        if not (0 < float(sigma_min) < math.inf):
+        if not isinstance(sigma_min, int | float | np.floating) or not 0 < sigma_min < math.inf:
             raise SettingError(f"Solution.error_bound: got sigma_min={sigma_min!r}, expected a positive number.")
         if self.residual_norm is None:
             raise SettingError(
@@ -234,6 +234,9 @@ def check_settings(solver: Any) -> None:
                 raise SettingTypeError(f"{name}: got {entry.name}={value!r}, expected a finite number >= 0.")
             if not 0 <= value < math.inf:
                 raise SettingError(f"{name}: got {entry.name}={value!r}, expected a finite number >= 0.")
+        elif entry.name == "final_residual":
+            if not isinstance(value, bool):
+                raise SettingTypeError(f"{name}: got final_residual={value!r}, expected True or False.")
         elif entry.name in ("max_iters", "restart", "memory", "m"):
             least = 0 if entry.name == "max_iters" else 1
             if value is None:

@@ -31,8 +31,8 @@ class Dense(IterativeSolver):
 
     Notes
     -----
-    The residual is recomputed with the operator, and up to four steps of iterative refinement are made if it is above
-    the bound. A matrix whose smallest singular value is below ``n eps`` times its largest is ``SINGULAR``, with the
+    The residual is recomputed with the operator, and iterative refinement goes on while it is above the bound and
+    still falls. A matrix whose smallest singular value is below ``n eps`` times its largest is ``SINGULAR``, with the
     shortest least-squares answer, unless that meets the bound. Cost: ``n`` products, one call each for the whole batch,
     ``n^2`` numbers and ``O(n^3)`` operations a system.
 
@@ -49,7 +49,7 @@ class Dense(IterativeSolver):
     rtol: float | None = None
     atol: float = 0.0
 
-    max_iters: ClassVar[int] = 4  # type: ignore[misc]  # refinement that has not helped by then will not
+    max_iters: ClassVar[None] = None  # type: ignore[misc]  # refinement ends where it no longer helps
     final_residual: ClassVar[bool] = True  # type: ignore[misc]
 
     def __post_init__(self) -> None:

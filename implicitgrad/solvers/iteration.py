@@ -78,7 +78,7 @@ class _Run:
 
     def __init__(self, method: IterativeSolver, operator: LinearOperator, rhs: Array, x0: Array | None) -> None:
         self.method = method
-        self.system = system = System(operator, rhs, method.rtol, method.atol)
+        self.system = system = System(operator, rhs, method.rtol, method.atol, method.max_iters)
         most = method.max_iters
         self.max_iters = default_max_iters(operator.shape[1], method.stationary) if most is None else int(most)
         self.fixed = system.fixed_budget or (method.stationary and self.max_iters == 0)
@@ -92,7 +92,8 @@ class _Run:
         self._close(self.open & (system.rhs_norm == 0), Status.CONVERGED)  # b = 0 has the answer 0, whatever A is
 
         self.x: Array | None = None  # where the next cycle starts, None for zero; r is its true residual
-        self.r, self.r_norm = system.rhs, system.rhs_norm
+        # A copy: b itself, by which the residual is measured, is never lent to the operator.
+        self.r, self.r_norm = system.backend.copy(system.rhs), system.rhs_norm
         self.best: Array | None = None  # the best iterate whose residual was measured, None for zero
         self.best_norm = pick(self.open, math.inf, self.r_norm) if method.stationary else self.r_norm
         self.measured = True
@@ -224,7 +225,9 @@ class _Run:
         # A restarted method needs the residual to go on, also where nobody else asks for it.
         again = self.open & (cycle.reason == _RESTART)
         if self.fixed and not method.final_residual and not any_true(again):
-            self._replace(self.open, x)
+            sound = finite(system.backend.max_abs(x))
+            self._close(self.open & negate(sound) & (cycle.reason == _BUDGET), Status.DIVERGED)
+            self._replace(self.open & sound, x)
             self.measured = False
         else:
             self._measure(x)
@@ -232,6 +235,9 @@ class _Run:
                 self._close(self.open & (self.r_norm <= system.threshold), Status.CONVERGED)
                 if not any_true(self.open):
                     return
+        if self.measured:  # an answer that leaves more than the recurrence says does not minimize anything
+            drifted = (cycle.reason == Status.LEAST_SQUARES) & (self.r_norm > 1.01 * cycle.promised)
+            cycle.reason = pick(drifted, Status.BREAKDOWN, cycle.reason)
         gained = False if self.fixed else self.r_norm < 0.5 * cycle.started_from
         for status in Status:
             self._close(self.open & (cycle.reason == status) & negate(gained), status)
@@ -242,9 +248,9 @@ class _Run:
         if not any_true(self.open):
             return
 
-        # The floor of the format: x solves a system within eps of this one, so b - A x is all rounding.
+        # The floor of the format: x solves a system within a few eps of this one, so b - A x is all rounding.
         x_norm = system.backend.host_norm(x)
-        floor = system.eps * (system.rhs_norm + system.operator_norm * x_norm)
+        floor = 4 * system.eps * (system.rhs_norm + system.operator_norm * x_norm)
         self._close(self.open & (self.r_norm <= floor), Status.STAGNATED)
         # A claim is false when the recurrence has drifted. One restart is always granted; later ones must deliver at
         # least half of the decades that the recurrence promised, or rounding is all that is left.
@@ -264,9 +270,13 @@ class _Run:
         # Infinite where no iterate of a stationary method could be measured: x is still zero, and b its residual.
         best_norm = pick(self.best_norm == math.inf, rhs_norm, pick(system.finite, self.best_norm, math.nan))
         history = np.asarray(self.history, dtype=float).reshape(len(self.history), *system.batch)
+        x = system.restore(system.zero() if self.best is None else self.best)
+        status = self.status
+        if system.rescaled:
+            status = pick(finite(system.backend.max_abs(x)), status, Status.OVERFLOW)
         return Solution(
-            x=system.restore(system.zero() if self.best is None else self.best),
-            status=self.status,
+            x=x,
+            status=status,
             residual_norm=ldexp(best_norm, exponent) if self.measured else None,
             rhs_norm=ldexp(rhs_norm, exponent),
             bound=ldexp(system.threshold, exponent),

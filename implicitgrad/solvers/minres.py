@@ -37,8 +37,9 @@ class MINRES(IterativeSolver):
     -----
     Paige & Saunders 1975, SIAM J. Numer. Anal. 12, sec. 6, letters as in their MINRES. It departs from their stopping
     rule: the bound is on ``norm(b - A x)`` and not on ``norm(r) / (norm(A) norm(x))``, which calls the least-squares
-    answer of a singular system a success. ``norm(A r) <= 16 eps norm(A) norm(r)`` is said to be ``LEAST_SQUARES``.
-    Cost a step: one product, two reductions, six vector updates; seven vectors.
+    answer of a singular system a success. ``norm(A r) <= 16 eps norm(A) norm(r)``, or a dip of that
+    ratio below ``sqrt(eps)``, is said to be ``LEAST_SQUARES``. Cost a step: one product, two reductions, six vector
+    updates; eight vectors.
 
     Examples
     --------
@@ -69,6 +70,7 @@ class MINRES(IterativeSolver):
         delta_bar = epsilon = sn = beta
         cs = beta - 1.0
         norm_a: Any = system.operator_norm
+        root_old, fallen, x_old = norm_a * 0.0 + np.inf, 1.0, x
         while True:
             yield backend.to_host(phibar), x
             v, v_old, w, w_old = system.park(v, v_old, w, w_old)
@@ -90,10 +92,18 @@ class MINRES(IterativeSolver):
             gamma = (gamma_bar * gamma_bar + beta * beta) ** 0.5
             cs, sn = backend.quotient(gamma_bar, gamma), backend.quotient(beta, gamma)
             phi, phibar_next = cs * phibar, sn * phibar
-            if any_true(null := system.among_live(root <= 16 * eps * norm_a)):
+            # In exact arithmetic root is 0 at a least-squares answer. In floating point it dips and rises again, while
+            # the residual stands still and the recurrence begins to amplify the null space.
+            dip = (root_old <= eps**0.5 * norm_a) & (root > 2 * root_old) & (fallen <= eps**0.5)
+            if any_true(dip := system.among_live(dip)):
+                x = backend.select(dip, x_old, x)
+                phibar = phibar * (1 - 4 * eps)  # just below the later iterate's, so that this one is kept
+            root_old, x_old = root, x
+            if any_true(null := system.among_live(root <= 16 * eps * norm_a) | dip):
                 system.break_down(null, Status.LEAST_SQUARES)
                 phi = system.without(null, phi)
                 phibar_next = phibar if system.single else phibar_next + system.without(~null, phibar - phibar_next)
+            fallen = 1 - backend.to_host(backend.quotient(phibar_next, phibar))
             phibar = phibar_next
             w_new = backend.axpy(-epsilon_old, w_old, v)
             w_new = backend.times(backend.quotient(1.0, gamma), backend.axpy(-delta, w, w_new))

@@ -93,17 +93,21 @@ class NormalEquations(IterativeSolver):
         return "NormalEquations(CG)"
 
     def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Any, Any]]:
-        """Step along ``A^H A``-conjugate directions ``p``; ``s = A^H r - shift x``, ``gamma = s^H s``."""
+        """Step along ``A^H A``-conjugate directions ``p``; ``s = A^H r - shift x``."""
         backend, eps, shift = system.backend, system.eps, float(self.shift)
         s = system.rmatvec(r)
         if shift and x is not None:
             s = s - shift * x
         x = system.zero() if x is None else x
+        # s and p are kept in units of norm(s) at the start: A^H A squares the scale of A, which need not be near one.
+        unit = backend.norm(s)
+        s = backend.times(backend.quotient(1.0, unit), s)
         p = s
         gamma = backend.squared_norm(s)
         size = backend.norm(r)
-        goal = system.kept.setdefault("goal", system.rtol * np.asarray(backend.to_host(gamma**0.5)))
-        if any_true(null := system.among_live(np.asarray(backend.to_host(gamma) == 0))):
+        start = backend.to_host(unit)
+        goal = system.kept.setdefault("goal", system.rtol * start)
+        if any_true(null := system.among_live(start == 0)):
             system.break_down(null, Status.LEAST_SQUARES)  # A^H b = 0: x = 0 is the shortest answer
         norm_a: Any = system.operator_norm
         first = True
@@ -111,25 +115,26 @@ class NormalEquations(IterativeSolver):
             yield backend.to_host(size), x
             r, p, s = system.park(r, p, s)
             q = system.matvec(p)
-            if first:
-                gap = backend.to_host(abs(backend.inner(r, q) - gamma)) if not shift else np.zeros(system.batch)
-                bound = eps**0.5 * backend.to_host(backend.norm(q) * size + gamma)
-                if any_true(wrong := system.among_live(np.asarray(gap > bound))):
+            if first and not shift:
+                gap = backend.to_host(abs(backend.inner(r, q) - gamma * unit))
+                bound = eps**0.5 * backend.to_host(backend.norm(q) * size + gamma * unit)
+                if any_true(wrong := system.among_live(gap > bound)):
                     system.break_down(wrong, Status.ADJOINT_MISMATCH)
             first = False
             p_squared = backend.squared_norm(p)
             q_squared = backend.squared_norm(q)
             stretch = backend.to_host(backend.quotient(q_squared, p_squared)) ** 0.5
             norm_a = system.operator_norm = max(norm_a, stretch) if system.single else np.fmax(norm_a, stretch)
-            alpha = backend.quotient(gamma, q_squared + shift * p_squared)
+            alpha = backend.quotient(gamma * unit, q_squared + shift * p_squared)
             x = backend.axpy(alpha, p, x)
             r = backend.axpy(-alpha, q, r)
             s = system.rmatvec(r)
             if shift:
                 s = s - shift * x
+            s = backend.times(backend.quotient(1.0, unit), s)
             gamma, before = backend.squared_norm(s), gamma
             size = backend.norm(r)
-            slope, length = backend.to_host(gamma**0.5), backend.to_host(size)
+            slope, length = backend.to_host(gamma**0.5 * unit), backend.to_host(size)
             null = slope <= 16 * eps * norm_a * length
             if shift:
                 null = null | (slope <= goal)

@@ -44,6 +44,8 @@ class System:
         None takes the default of the dtype.
     atol : float
         In the unit of the caller's ``b``.
+    budget : int or None
+        The caller's ``max_iters``.
 
     Attributes
     ----------
@@ -52,7 +54,8 @@ class System:
     rhs_norm, threshold : float, or array (...)
         Norm of the scaled ``b``, and the bound on the scaled residual.
     fixed_budget : bool
-        ``rtol = atol = 0``: no test of convergence is wanted.
+        ``rtol = atol = 0`` and a ``max_iters``: no test of convergence is wanted. Without a ``max_iters``, zero
+        tolerances ask for as much as the format can give.
     live : array of bool (...)
         The systems that are still running.
     operator_norm : float, or array (...)
@@ -60,7 +63,9 @@ class System:
         two parts may cancel, and methods raise it to what they see of ``norm(A)``.
     """
 
-    def __init__(self, operator: LinearOperator, rhs: Array, rtol: float | None, atol: float) -> None:
+    def __init__(
+        self, operator: LinearOperator, rhs: Array, rtol: float | None, atol: float, budget: int | None = None
+    ) -> None:
         self.backend = backend = backend_of(rhs)
         rhs = backend.stop_gradient(rhs)
         facts = backend.facts(rhs.dtype)
@@ -82,7 +87,8 @@ class System:
 
         self.finite: Any = True if self.single else np.ones(self.batch, bool)
         self.exponent: Any = 0 if self.single else np.zeros(self.batch, int)
-        self.rhs, self.rhs_norm = rhs, backend.to_host(backend.norm(rhs))
+        self.rescaled = facts.is_half
+        self.rhs, self.rhs_norm = rhs, backend.host_norm(rhs)
         if not all_true((self.rhs_norm > _UNSCALED[0]) & (self.rhs_norm < _UNSCALED[1])):
             self._scale(rhs)
         self.rtol = rtol = default_rtol(facts) if rtol is None else float(rtol)
@@ -90,13 +96,13 @@ class System:
         if atol:
             scaled = ldexp(np.full(self.batch, atol) if self.batch else float(atol), -self.exponent)
             self.threshold = pick(scaled > self.threshold, scaled, self.threshold)
-        self.fixed_budget = rtol == 0 and atol == 0
+        self.fixed_budget = rtol == 0 and atol == 0 and budget is not None
         self.live: Any = True if self.single else np.ones(self.batch, bool)
         self.operator_norm: Any = abs(split_shift(operator)[1])
 
     def _scale(self, rhs: Array) -> None:
         """Divide ``b`` by the power of two next to its largest entry, or set it to zero where that is no number."""
-        backend = self.backend
+        backend, self.rescaled = self.backend, True
         largest = backend.max_abs(rhs)
         self.finite = finite(largest)
         if not all_true(self.finite):
@@ -165,6 +171,4 @@ class System:
         """Return ``x`` in the caller's scale and dtype, in memory of its own."""
         if any_true(self.exponent != 0):
             x = self.backend.times_power_of_two(x, self.exponent)
-        elif x is self.rhs:
-            x = self.backend.copy(x)
         return self.backend.astype(x, self.result_dtype) if self.half else x

@@ -26,9 +26,21 @@ class Substituted(TorchFunctionMode):
     the stand-in is a view of the tensor that nothing but this evaluation depends on.
     """
 
+    depth = 0  # how many are active: a nested call must know that a stand-in is no tensor of its own
+
     def __init__(self, tensors: Sequence[torch.Tensor], stand_ins: Sequence[torch.Tensor]) -> None:
         super().__init__()
         self._stand_ins = {id(t): s for t, s in zip(tensors, stand_ins, strict=True)}
+
+    def __enter__(self) -> Any:
+        """Begin to substitute."""
+        Substituted.depth += 1
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        """End it."""
+        Substituted.depth -= 1
+        super().__exit__(*error)
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call ``func`` with the stand-ins."""
@@ -66,6 +78,11 @@ def captured_leaves(name: str, image: torch.Tensor, start: torch.Tensor, own: li
     def refuse(node: Any) -> bool:
         if _age(node) >= first:
             return False
+        if Substituted.depth:
+            raise SettingError(
+                f"{name}: got a second derivative (create_graph=True) through nested fixed points whose inner map "
+                "captures a parameter, expected it among the arguments of both maps. Pass the parameter to f."
+            )
         raise SettingError(
             f"{name}: f uses a tensor computed before the call ({node.name()}) that is not among its arguments, "
             "expected such tensors as arguments, or their gradient would be lost. Write f(z, x) and pass x: "

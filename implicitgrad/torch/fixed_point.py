@@ -82,6 +82,10 @@ def fixed_point(
     call of ``f`` with gradients, the solver's VJPs on that graph, one pull-back to the inputs. With
     ``create_graph=True`` the backward pass is differentiable in turn, to any order.
 
+    ``f`` is called many times, in the forward solve and again in the backward pass, so it must be one function for as
+    long: call ``eval()`` on dropout, and on batch normalization, whose running statistics would move with each call.
+    A random map ends as ``MAX_ITERS``. ``torch.func`` transforms are refused in words.
+
     Examples
     --------
     >>> import torch, implicitgrad.torch as igt
@@ -96,7 +100,7 @@ def fixed_point(
         raise SettingTypeError(
             f"{name}: got solver={solver!r}, expected a forward solver such as Anderson() or Picard()."
         )
-    settings = _settings(name, adjoint, on_failure)
+    settings = _settings(name, adjoint, on_failure, report)
     layout = Layout.of(name, z0, batch_ndim)
     call = _Call(name, f, layout, args)
     with torch.no_grad(), torch.autocast(layout.device.type, enabled=False):
@@ -144,7 +148,7 @@ def implicit_gradient(
     tensor([2.])
     """
     name = "implicit_gradient"
-    settings = _settings(name, adjoint, on_failure)
+    settings = _settings(name, adjoint, on_failure, report)
     layout = Layout.of(name, z_star, batch_ndim)
     call = _Call(name, f, layout, args)
     with torch.no_grad():
@@ -201,10 +205,12 @@ class _Call:
         return captured_leaves(self.name, image, marker, [point, *own])
 
 
-def _settings(name: str, adjoint: Any, on_failure: Any) -> Solver | None:
-    if adjoint == "jfb":
-        adjoint = Neumann(max_iters=0, rtol=0.0)
-    elif isinstance(adjoint, str):
+def _settings(name: str, adjoint: Any, on_failure: Any, report: Any) -> Solver | None:
+    if report is not None and not isinstance(report, Report):
+        raise SettingTypeError(f"{name}: got report={report!r}, expected an igt.Report() or None.")
+    if isinstance(adjoint, str):
+        if adjoint == "jfb":
+            return Neumann(max_iters=0, rtol=0.0)
         raise SettingTypeError(f"{name}: got adjoint={adjoint!r}, expected a Solver, 'jfb' or None.")
     check_policy(name, adjoint, on_failure)
     solver: Solver | None = adjoint

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from implicitgrad.backends.torch import BACKEND
-from implicitgrad.errors import DtypeError, SettingError
+from implicitgrad.errors import DtypeError, OperatorError, SettingError
 from implicitgrad.solvers.base import Solution, check_settings, refuse_unknown
 from implicitgrad.status import Status
 
@@ -73,8 +73,17 @@ class _Search:
             raise DtypeError(f"{type(method).__name__}.solve: got z0 of {z0.dtype}, expected floating point.")
         # eps^(3/4), 6e-6 and 2e-12: the gradient is taken at this point, so it should be the better known of the two,
         # and finite differences divide its error by 1e-6.
-        self.rtol = facts.eps**0.75 if method.rtol is None else method.rtol
+        default = 2 * facts.eps if facts.is_half else facts.eps**0.75
+        self.rtol = default if method.rtol is None else method.rtol
         self.method, self.eps = method, facts.eps
+        self.dtype = z0.dtype
+        if facts.is_half:  # the map runs in its dtype, the search in float32, at points that the dtype can hold
+            half = function
+            z0 = z0.float()
+
+            def function(z: torch.Tensor) -> torch.Tensor:
+                return half(z.to(self.dtype)).float()
+
         shape = tuple(z0.shape[:-1])
         self.status = np.full(shape, None, dtype=object)
         self.iters = np.zeros(shape, dtype=int)
@@ -98,7 +107,13 @@ class _Search:
         first = np.zeros(live.shape)
         step = 0
         while live.any():
-            fz = function(z)
+            z = z.to(self.dtype).to(z.dtype)
+            fz, intact = BACKEND.call_foreign(function, z)
+            if not intact:
+                raise OperatorError(
+                    f"{type(self.method).__name__}: f changed its state in place, expected it to be left as it is. "
+                    "Use z * 2 rather than z.mul_(2), and inplace=False in the first layer."
+                )
             self.calls += 1
             size = self._norm(fz - z)
             image = self._norm(fz)
@@ -115,9 +130,10 @@ class _Search:
 
             bound = np.maximum(self.rtol * image, self.method.atol)
             self.iters = np.where(live, step, self.iters)
+            # A map that answers NaN or Inf at a finite point is at fault, and a bound of Inf holds nothing.
+            live = self._close(live & ~(np.isfinite(size) & np.isfinite(image)), Status.NONFINITE_OPERATOR, live)
             live = self._close(live & (size <= bound), Status.CONVERGED, live)
-            # Growth by 1/eps has lost every digit of z. A map that answers NaN or Inf at a finite point is at fault.
-            live = self._close(live & ~np.isfinite(size), Status.NONFINITE_OPERATOR, live)
+            # Growth by 1/eps has lost every digit of z.
             live = self._close(live & (size > first / self.eps), Status.DIVERGED, live)
             floor = 8 * self.eps * self.image_norm
             live = self._close(live & (self.since_best >= 5) & (self.best_norm <= floor), Status.STAGNATED, live)
@@ -142,7 +158,7 @@ class _Search:
         bound = np.maximum(self.rtol * self.image_norm, self.method.atol)
         number = float if single else np.asarray
         return Solution(
-            x=self.best.detach(),
+            x=self.best.detach().to(self.dtype),
             status=self.status.item() if single else self.status,
             residual_norm=number(np.where(np.isfinite(self.best_norm), self.best_norm, math.nan)),
             rhs_norm=number(self.image_norm),
@@ -150,7 +166,7 @@ class _Search:
             num_iters=int(self.iters) if single else self.iters,
             num_matvecs=self.calls,
             num_rmatvecs=0,
-            history=np.asarray(self.history, dtype=float).reshape(-1, *self.status.shape),
+            history=np.asarray(self.history, dtype=float).reshape(len(self.history), *self.status.shape),
             solver=type(self.method).__name__,
         )
 

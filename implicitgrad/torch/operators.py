@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from implicitgrad.errors import SettingTypeError, ShapeError
+from implicitgrad.errors import BackendError, SettingTypeError, ShapeError
 from implicitgrad.operators import VJPOperator
 from implicitgrad.torch.layout import Layout
 
@@ -127,6 +127,11 @@ def jacobian_of(
 
 
 def _check_batch(u: torch.Tensor, point: torch.Tensor) -> None:
+    if not isinstance(u, torch.Tensor):
+        raise BackendError(
+            f"vjp_operator: got a vector of type {type(u).__qualname__}, expected a torch.Tensor, as the state is. "
+            "Convert it with torch.from_numpy."
+        )
     if u.shape != point.shape:
         raise ShapeError(
             f"vjp_operator: got a vector of shape {tuple(u.shape)}, expected {tuple(point.shape)}: the graph belongs "

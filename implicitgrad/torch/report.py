@@ -46,8 +46,8 @@ class Report:
             return None
         if isinstance(last.status, Status):
             return last.status
-        bad: list[Status] = [s for s in last.status.ravel() if not s.is_good]
-        return bad[0] if bad else Status.CONVERGED
+        statuses: list[Status] = sorted(last.status.ravel(), key=lambda s: (s.is_good, s is Status.CONVERGED))
+        return statuses[0] if statuses else Status.CONVERGED
 
     def __repr__(self) -> str:
         """Return both messages."""

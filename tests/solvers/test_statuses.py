@@ -298,3 +298,44 @@ def test_every_status_has_a_sentence():
         assert len(status.sentence) > 40
         assert status.sentence.endswith(".")
         assert status.is_good is (status in (Status.CONVERGED, Status.TRUNCATED))
+
+
+def test_a_solution_that_its_dtype_cannot_hold_is_no_success():
+    J = ig.DenseOperator(0.9 * np.eye(4, dtype=np.float32))
+    solution = ig.adjoint_solve(J, np.full(4, 3e38, np.float32), on_failure="return")
+    assert solution.status is ig.Status.OVERFLOW
+
+
+def test_minres_says_least_squares_only_of_a_minimizer():
+    """Of singular systems without a solution; where rounding spoiled the recurrence, it says so and claims nothing."""
+    rng, found = np.random.default_rng(0), 0
+    for _ in range(100):
+        n = int(rng.integers(3, 30))
+        B = rng.standard_normal((n, int(rng.integers(1, n))))
+        b = rng.standard_normal(n)
+        A = ig.DenseOperator(B @ B.T / n, symmetric=True)
+        solution = ig.solve(A, b, solver=ig.MINRES(), on_failure="return")
+        if solution.status is not ig.Status.LEAST_SQUARES:
+            assert not solution.status.is_good
+            continue
+        found += 1
+        assert solution.residual_norm <= 1.01 * np.linalg.norm(b - B @ np.linalg.lstsq(B, b)[0])
+    assert found >= 95
+
+
+def test_a_product_that_writes_into_its_input_leaves_the_right_hand_side_alone():
+    torch = pytest.importorskip("torch")
+    for solver in (ig.Neumann(), ig.Richardson(), ig.CG(), ig.BiCGSTAB(), ig.NormalEquations(), ig.GMRES()):
+        g = torch.tensor([1.0, 2.0, 3.0])
+        J = ig.VJPOperator(lambda u: u.mul_(0.5).clone(), 3, symmetric=True)
+        with pytest.raises(ig.OperatorError, match="in place"):
+            ig.adjoint_solve(J, g, solver=solver)
+        assert g.tolist() == [1.0, 2.0, 3.0]
+
+
+def test_zero_tolerances_without_a_budget_go_as_far_as_the_format():
+    solution = ig.adjoint_solve(
+        ig.DenseOperator(np.eye(20) / 2), np.ones(20), solver=ig.GMRES(rtol=0), on_failure="return"
+    )
+    assert solution.num_matvecs <= 4
+    assert solution.relative_residual <= 1e-15

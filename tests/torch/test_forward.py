@@ -114,3 +114,27 @@ def test_the_best_iterate_comes_back_from_a_failure():
 def test_wrong_settings_get_a_sentence(settings, words):
     with pytest.raises(ig.SettingError, match=words):
         igt.Picard(**settings)
+
+
+class TestStatesThatAreNoOrdinaryOnes:
+    """What a review found: each was CONVERGED, or a crash, once."""
+
+    @pytest.mark.parametrize("solver", [igt.Picard(), igt.Anderson()], ids=repr)
+    def test_an_infinite_image_is_no_fixed_point(self, solver):
+        sol = solver.solve(lambda z: torch.exp(z + 1000), torch.zeros(3))
+        assert sol.status is ig.Status.NONFINITE_OPERATOR
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("solver", [igt.Picard(), igt.Anderson()], ids=repr)
+    def test_half_precision_runs_in_single(self, solver, dtype):
+        sol = solver.solve(lambda z: 0.5 * z + 300, torch.zeros(3, dtype=dtype))
+        assert sol.x.dtype == dtype
+        assert abs(sol.x.float() - 600).max() <= 8 * 600 * torch.finfo(dtype).eps
+
+    def test_a_map_that_changes_its_state_is_refused(self):
+        with pytest.raises(ig.OperatorError, match="changed its state in place"):
+            igt.Picard().solve(lambda z: z.mul_(0.5).add_(1), torch.zeros(3))
+
+    def test_an_empty_batch_is_solved(self):
+        z = igt.fixed_point(lambda z: 0.5 * z + 1, torch.zeros(0, 3), batch_ndim=1)
+        assert z.shape == (0, 3)
