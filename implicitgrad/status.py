@@ -37,7 +37,10 @@ class Status(Enum):
         "The iterates grow without bound: for Neumann and Richardson the spectral radius of I - A is at least one; "
         "use GMRES, or damp the fixed-point map."
     )
-    BREAKDOWN = "The method's recurrence divided by zero twice without progress between: use GMRES or LSMR."
+    BREAKDOWN = (
+        "The method's recurrence broke down, by a division by nearly zero or by drift from the true residual, and a fresh "
+        "start gained nothing: use GMRES or LSMR."
+    )
     SINGULAR = (
         "The operator is singular on the space the method searched and the right-hand side is not in its range, as far "
         "as rounding tells: use LSMR for a least-squares solution, or keep I - J invertible."

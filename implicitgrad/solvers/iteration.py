@@ -45,6 +45,8 @@ class IterativeSolver(Solver):
     square: ClassVar[bool] = True
     stationary: ClassVar[bool] = False  # x <- (I - A) x + b: its first iterate is b, not 0, and max_iters=0 is a budget
 
+    measures_minimum: ClassVar[bool] = False  # LEAST_SQUARES is a guess of the recurrence, to be checked with a product
+
     @abstractmethod
     def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Any, Any]]:
         """Yield ``(residual norm, iterate)`` at the start and after each step, from ``x`` with residual ``r``.
@@ -235,9 +237,11 @@ class _Run:
                 self._close(self.open & (self.r_norm <= system.threshold), Status.CONVERGED)
                 if not any_true(self.open):
                     return
-        if self.measured:  # an answer that leaves more than the recurrence says does not minimize anything
-            drifted = (cycle.reason == Status.LEAST_SQUARES) & (self.r_norm > 1.01 * cycle.promised)
-            cycle.reason = pick(drifted, Status.BREAKDOWN, cycle.reason)
+        claim = self.open & (cycle.reason == Status.LEAST_SQUARES)
+        if method.measures_minimum and self.measured and any_true(claim):  # A^H r = 0 is what a minimizer is
+            slope = system.backend.host_norm((system.matvec if system.operator.symmetric else system.rmatvec)(self.r))
+            drifted = slope > system.eps**0.5 * system.operator_norm * self.r_norm
+            cycle.reason = pick(claim & drifted, Status.BREAKDOWN, cycle.reason)
         gained = False if self.fixed else self.r_norm < 0.5 * cycle.started_from
         for status in Status:
             self._close(self.open & (cycle.reason == status) & negate(gained), status)

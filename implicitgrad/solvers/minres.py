@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -38,7 +38,8 @@ class MINRES(IterativeSolver):
     Paige & Saunders 1975, SIAM J. Numer. Anal. 12, sec. 6, letters as in their MINRES. It departs from their stopping
     rule: the bound is on ``norm(b - A x)`` and not on ``norm(r) / (norm(A) norm(x))``, which calls the least-squares
     answer of a singular system a success. ``norm(A r) <= 16 eps norm(A) norm(r)``, or a dip of that
-    ratio below ``sqrt(eps)``, is said to be ``LEAST_SQUARES``. Cost a step: one product, two reductions, six vector
+    ratio below ``sqrt(eps)``, is said to be ``LEAST_SQUARES``, if one more product
+    confirms that ``A r`` is small. Cost a step: one product, two reductions, six vector
     updates; eight vectors.
 
     Examples
@@ -56,6 +57,8 @@ class MINRES(IterativeSolver):
     max_iters: int | None = None
     final_residual: bool = False
 
+    measures_minimum: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         check_settings(self)
 
@@ -70,7 +73,7 @@ class MINRES(IterativeSolver):
         delta_bar = epsilon = sn = beta
         cs = beta - 1.0
         norm_a: Any = system.operator_norm
-        root_old, fallen, x_old = norm_a * 0.0 + np.inf, 1.0, x
+        root_old, x_old = norm_a * 0.0 + np.inf, x
         while True:
             yield backend.to_host(phibar), x
             v, v_old, w, w_old = system.park(v, v_old, w, w_old)
@@ -92,9 +95,9 @@ class MINRES(IterativeSolver):
             gamma = (gamma_bar * gamma_bar + beta * beta) ** 0.5
             cs, sn = backend.quotient(gamma_bar, gamma), backend.quotient(beta, gamma)
             phi, phibar_next = cs * phibar, sn * phibar
-            # In exact arithmetic root is 0 at a least-squares answer. In floating point it dips and rises again, while
-            # the residual stands still and the recurrence begins to amplify the null space.
-            dip = (root_old <= eps**0.5 * norm_a) & (root > 2 * root_old) & (fallen <= eps**0.5)
+            # In exact arithmetic root is 0 at a least-squares answer. In floating point it dips and rises again, when
+            # the recurrence begins to amplify the null space; the driver measures whether that was one.
+            dip = (root_old <= eps**0.5 * norm_a) & (root > 2 * root_old)
             if any_true(dip := system.among_live(dip)):
                 x = backend.select(dip, x_old, x)
                 phibar = phibar * (1 - 4 * eps)  # just below the later iterate's, so that this one is kept
@@ -103,7 +106,6 @@ class MINRES(IterativeSolver):
                 system.break_down(null, Status.LEAST_SQUARES)
                 phi = system.without(null, phi)
                 phibar_next = phibar if system.single else phibar_next + system.without(~null, phibar - phibar_next)
-            fallen = 1 - backend.to_host(backend.quotient(phibar_next, phibar))
             phibar = phibar_next
             w_new = backend.axpy(-epsilon_old, w_old, v)
             w_new = backend.times(backend.quotient(1.0, gamma), backend.axpy(-delta, w, w_new))
