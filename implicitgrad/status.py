@@ -38,7 +38,7 @@ class Status(Enum):
         "use GMRES, or damp the fixed-point map."
     )
     BREAKDOWN = (
-        "The method's recurrence broke down, by a division by nearly zero or by drift from the true residual, and a fresh "
+        "The method's recurrence broke down, by a division by nearly zero or by drift from the truth, and a fresh "
         "start gained nothing: use GMRES or LSMR."
     )
     SINGULAR = (
