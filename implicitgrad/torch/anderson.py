@@ -40,8 +40,9 @@ class Anderson(ForwardSolver):
     minimizer of ``norm(r_k - dR g)``. The small problem is solved in double precision through the Gram matrix of the
     differences, each scaled to norm one, with directions below ``m eps`` of the largest cut off: no absolute ridge, so
     the iteration does not depend on the unit of ``z``. A step that doubles the best residual is taken back, but its
-    difference is kept, so maps that expand are solved too as long as the window holds their expanding directions. On
-    linear maps it is GMRES in disguise (Walker & Ni, theorem 2.2) while the window lasts.
+    difference is kept, so maps that expand are solved too as long as the window holds their expanding directions. A
+    sample that does not improve for ``3 m`` steps goes on by plain iteration, and back if that does not help. On linear
+    maps it is GMRES in disguise (Walker & Ni, theorem 2.2) while the window lasts.
 
     Examples
     --------
@@ -67,6 +68,9 @@ class Anderson(ForwardSolver):
         cut = self.m * torch.finfo(z.dtype).eps
         best_norm: Any = np.inf
         residual_old = image_old = best_residual = best_image = z
+        waited: Any = np.zeros(z.shape[:-1], dtype=int)  # steps since the best iterate
+        patience: Any = np.full(z.shape[:-1], 3 * self.m)
+        plain: Any = np.zeros(z.shape[:-1], dtype=bool)  # samples that take the steps of Picard for now
         for step in count():
             image, size = yield z
             residual = image - z
@@ -77,9 +81,19 @@ class Anderson(ForwardSolver):
             better = np.asarray(size <= best_norm)
             best_norm = np.where(better, size, best_norm)
             best_image, best_residual = _pick(better, image, best_image), _pick(better, residual, best_residual)
+            waited = np.where(better, 0, waited + 1)
+            # Mixing can circle where the plain iteration converges, and the other way round: who does not improve on
+            # the best iterate for long hands it to the other, which is given twice as long.
+            stalled = waited > patience
+            plain = plain ^ stalled
+            waited, patience = np.where(stalled, 0, waited), np.where(stalled, 2 * patience, patience)
             # A rejected step has taught its secant all the same: the next one starts from the best iterate and uses it.
-            back = ~np.asarray(size <= _WORSE * best_norm)
+            back = stalled | (~plain & ~np.asarray(size <= _WORSE * best_norm))
             image_old, residual_old = _pick(back, best_image, image), _pick(back, best_residual, residual)
+            unmixed = plain | stalled
+            if unmixed.any():
+                keep = torch.as_tensor(~unmixed, device=z.device)[..., None, None]
+                d_residual, d_image = torch.where(keep, d_residual, 0.0), torch.where(keep, d_image, 0.0)
             z = image_old - _combination(d_residual, d_image, residual_old, cut)
 
 
