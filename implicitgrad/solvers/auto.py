@@ -21,11 +21,12 @@ from implicitgrad.status import Status
 __all__ = ["Auto", "fall_back"]
 
 _SMALL = 256  # up to here the n products of a dense solve are no more than a hard Krylov solve takes anyway
+_ROOMY = 64  # most adjoint solves end within so many steps, so that a restart of this length is seldom met
 # Nothing else would do better: the data is bad, the format has no more digits, or x minimizes the residual.
 _FINAL = (Status.NONFINITE_INPUT, Status.NONFINITE_OPERATOR, Status.STAGNATED, Status.LEAST_SQUARES)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Auto(Solver):
     """Choose a solver for ``A x = b``, and fall back to another for the systems where it fails.
 
@@ -34,7 +35,8 @@ class Auto(Solver):
     ======================================  ============================================
     ``symmetric=True``                      MINRES, GMRES
     basis of GMRES within ``memory`` bytes  GMRES, LSMR (with an adjoint), Dense (n <= 256)
-    larger                                  BiCGSTAB, GMRES(restart), LSMR (with an adjoint)
+    room for 64 vectors of it               GMRES(restart), BiCGSTAB, LSMR (with an adjoint)
+    less                                    BiCGSTAB, GMRES(restart), LSMR (with an adjoint)
     ======================================  ============================================
 
     Parameters
@@ -90,7 +92,8 @@ class Auto(Solver):
         vector = max(8, int(np.prod(rhs.shape, dtype=float)) * _bytes(backend.dtype_name(rhs.dtype)))
         room = int(self.memory) // vector - 2
         if room < min(columns, steps):
-            return [BiCGSTAB(**settings), GMRES(**settings, restart=max(1, room)), *lsmr]
+            restarted, short = GMRES(**settings, restart=max(1, room)), BiCGSTAB(**settings)
+            return [restarted, short, *lsmr] if room >= _ROOMY else [short, restarted, *lsmr]
         dense = [Dense(rtol=self.rtol, atol=self.atol)] if columns <= min(_SMALL, steps) else []
         return [GMRES(**settings), *lsmr, *dense]
 

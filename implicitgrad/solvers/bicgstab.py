@@ -16,7 +16,7 @@ from implicitgrad.status import Status
 __all__ = ["BiCGSTAB"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BiCGSTAB(IterativeSolver):
     """Stabilized bi-conjugate gradients for ``A x = b`` with any invertible ``A``.
 

@@ -18,7 +18,7 @@ from implicitgrad.status import Status
 __all__ = ["CG"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CG(IterativeSolver):
     """Conjugate gradients for ``A x = b`` with ``A`` Hermitian positive definite.
 

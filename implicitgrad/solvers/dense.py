@@ -18,7 +18,7 @@ from implicitgrad.status import Status
 __all__ = ["Dense"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Dense(IterativeSolver):
     """Form ``A`` column by column and factor it, in double precision on the host.
 

@@ -28,7 +28,7 @@ __all__ = ["GMRES"]
 _TWICE = 0.5  # 1/sqrt(2) squared: Daniel, Gragg, Kaufman & Stewart 1976 repeat a projection that took more than this
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GMRES(IterativeSolver):
     """Generalized minimal residual method for ``A x = b`` with any invertible ``A``.
 

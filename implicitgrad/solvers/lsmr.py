@@ -18,7 +18,7 @@ from implicitgrad.status import Status
 __all__ = ["LSMR"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LSMR(IterativeSolver):
     """``min norm(b - A x)`` for any ``A`` of shape ``(m, n)``, by products with ``A`` and ``A^H``.
 

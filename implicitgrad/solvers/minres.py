@@ -18,7 +18,7 @@ from implicitgrad.status import Status
 __all__ = ["MINRES"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MINRES(IterativeSolver):
     """Minimal residual method for ``A x = b`` with ``A`` Hermitian, possibly indefinite.
 

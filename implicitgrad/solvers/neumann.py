@@ -22,7 +22,7 @@ __all__ = ["Neumann"]
 _PATIENCE = 5  # growing terms in a row before growth counts: a non-normal I - A grows for a while before it decays
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Neumann(IterativeSolver):
     """Truncated Neumann series for ``A x = b``: ``x_K = sum_{t=0..K} (I - A)^t b``.
 

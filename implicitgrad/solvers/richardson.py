@@ -18,7 +18,7 @@ from implicitgrad.status import Status
 __all__ = ["Richardson"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Richardson(IterativeSolver):
     """Richardson iteration for ``A x = b``, from any start: ``x <- (I - A) x + b``.
 
