@@ -43,7 +43,9 @@ class VJPOperator(LinearOperator):
     symmetric : bool
         Claims ``J = J^H``; then one product serves both ways.
     batched : bool
-        Whether the callables take leading batch axes. If not, they are called once for each vector of a batch.
+        Whether the callables take leading batch axes, ``u @ W`` rather than ``W.T @ u``. If not, say so: they are then
+        called once for each vector of a batch. A batch of exactly ``n`` vectors fits ``W.T @ u`` too, as another linear
+        map; ``check_operator(J, like=g)`` tells.
     like : array, optional
         A vector, or a batch of them, of the kind that the callables take; ``check_operator`` draws its probes like it.
 
