@@ -61,6 +61,13 @@ class Solution:
         The solver that produced ``x``.
     attempts : tuple of Attempt
         What ``Auto`` and fallbacks tried, in order; empty for a single solver.
+    seconds : float
+        Wall time of the solve, the operator's products included; NaN where it was not taken.
+    bias : float or None (*)
+        For an approximation that was asked for by name (``TRUNCATED``): an estimate of ``norm(x* - x)``, in the unit of
+        ``x``, from the decay of the last terms. None where none can be had.
+    trajectory : tuple of array
+        The points at which a forward solver has evaluated its map, where that was asked for; else empty.
     """
 
     x: Array
@@ -74,6 +81,9 @@ class Solution:
     history: Any = field(default_factory=lambda: np.zeros(0))
     solver: str = ""
     attempts: tuple[Attempt, ...] = ()
+    seconds: float = math.nan
+    bias: Any = None
+    trajectory: tuple[Array, ...] = ()
 
     @property
     def converged(self) -> Any:
