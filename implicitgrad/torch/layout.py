@@ -49,11 +49,6 @@ class Layout:
         """
         if isinstance(batch_ndim, bool) or not isinstance(batch_ndim, int) or batch_ndim < 0:
             raise SettingTypeError(f"{name}: got batch_ndim={batch_ndim!r}, expected the number of leading batch axes.")
-        if torch._C._functorch.peek_interpreter_stack() is not None:
-            raise SettingTypeError(
-                f"{name}: got a call inside a torch.func transform (grad, vjp, jvp, vmap), expected plain tensors: the "
-                "solvers decide by values that a transform hides. Use torch.autograd.grad, and batch_ndim for a batch."
-            )
         leaves, treespec = optree.tree_flatten(state)
         if not leaves:
             raise BackendError(f"{name}: got a state without tensors, {state!r}, expected at least one.")

@@ -1,0 +1,150 @@
+"""A user's map ``f(z, *args)`` as a function of flat tensors: what the solvers and the implicit function work on.
+
+Used by ``fixed_point``, ``implicit_gradient``, ``root`` and ``argmin``. Here ``f`` is taken apart: its tensors are found,
+those in its arguments and those it captures; it is made one fixed function for the length of the pass (``frozen.py``);
+and it runs under the autocast state of the call, in the forward solve, whose own arithmetic does not, and in the backward
+pass, which autograd runs without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+from typing import Any, cast
+
+import optree
+import torch
+
+from implicitgrad.errors import SettingTypeError
+from implicitgrad.torch.captured import Observed, Substituted, is_transformed
+from implicitgrad.torch.frozen import Frozen, eager
+from implicitgrad.torch.layout import Layout
+
+__all__ = ["FlatFunction"]
+
+# f of a structured state and its arguments, as a flat tensor; the user's f with the output checked, or made from it.
+Form = Callable[[Callable[..., Any], Layout, torch.Tensor, tuple[Any, ...]], torch.Tensor]
+
+
+class FlatFunction:
+    """``f`` as ``F(z, *tensors)`` on flat states ``(..., n)``.
+
+    Parameters
+    ----------
+    name : str
+        Who asks; opens the error messages.
+    f : callable
+        The user's.
+    layout : Layout
+        Of the state.
+    args : tuple
+        Further arguments of ``f``; tensors may be nested in them.
+    form : callable, optional
+        ``(f, layout, z, args) -> flat tensor``; default the output of ``f``, once it is known to be a state like ``z``.
+
+    Attributes
+    ----------
+    tensors : list of tensor
+        The tensors among the arguments and then, once ``observe`` has run, the captured ones.
+    captured : tuple of tensor
+        The latter.
+    """
+
+    def __init__(
+        self, name: str, f: Callable[..., Any], layout: Layout, args: tuple[Any, ...], form: Form | None = None
+    ) -> None:
+        if not callable(f):
+            raise SettingTypeError(f"{name}: got f of type {type(f).__qualname__}, expected a callable f(z, *args).")
+        self.name, self.layout = name, layout
+        self.captured: tuple[torch.Tensor, ...] = ()
+        self.frozen = Frozen(layout.device)
+        self._f, self._form = f, form
+        leaves, self._treespec = optree.tree_flatten(cast(Any, args))
+        self._is_tensor = [isinstance(leaf, torch.Tensor) for leaf in leaves]
+        self.tensors: list[torch.Tensor] = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        self._count = len(self.tensors)
+        self._others = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        self._bare = len(args) == self._count and all(isinstance(arg, torch.Tensor) for arg in args)
+        device = layout.device.type
+        self._autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+    def __call__(self, z: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+        """Return ``F(z, *tensors)``: every time the same function, which leaves nothing behind."""
+        if not self.frozen.moves:
+            return self._substituted(z, tensors)
+        with self.frozen.again():
+            return self._substituted(z, tensors)
+
+    def formed(self, form: Form) -> Callable[..., torch.Tensor]:
+        """Return another function of the same ``f``, arguments and surroundings; once ``observe`` has run."""
+
+        def other(z: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+            twin = copy(self)
+            twin._form = form
+            return twin(z, *tensors)
+
+        return other
+
+    def observe(self, z: torch.Tensor) -> torch.Tensor:
+        """Return ``F(z)`` with the arguments as they were given, and learn from it what ``f`` depends on.
+
+        Raises
+        ------
+        SettingError
+            ``f`` uses a tensor with a history in a way that cannot be followed.
+        """
+        wanted = torch.is_grad_enabled()
+        with eager():
+            if wanted and not is_transformed():
+                own = [z.detach().requires_grad_(), *(t.detach() for t in self.tensors)]
+            else:  # a transform hides who requires a gradient, and lets nobody ask for one
+                own = [z, *self.tensors]
+            seen = Observed([*own, *self.tensors])
+            self.frozen.begin()
+            try:
+                with seen:
+                    image = self._evaluate(own[0], tuple(own[1:]))
+            finally:
+                self.frozen.end(seen.written)
+            if wanted:
+                self.captured = tuple(seen.reached(self.name, image))
+                self.tensors = [*self.tensors, *self.captured]
+        return image.detach()
+
+    def settle(self, z: torch.Tensor) -> None:
+        """Call ``f`` once more, at the fixed point, for what a call leaves behind: statistics and random numbers."""
+        if self.frozen.writes:
+            with torch.no_grad(), self.frozen.once():
+                self._substituted(z, tuple(self.tensors))
+
+    def _substituted(self, z: torch.Tensor, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Evaluate with those values of the captured tensors that are handed in, if they are not the ones it has."""
+        given, values = tensors[: self._count], tensors[self._count :]
+        if all(value is own for value, own in zip(values, self.captured, strict=True)):
+            return self._evaluate(z, given) if not torch.is_grad_enabled() else self._eagerly(z, given)
+        with Substituted(self.captured, values):
+            return self._eagerly(z, given)
+
+    def _eagerly(self, z: torch.Tensor, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        with eager():
+            return self._evaluate(z, tensors)
+
+    def _evaluate(self, z: torch.Tensor, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        arguments = self._arguments(tensors)
+        if self._autocast is None:
+            return self._formed(z, arguments)
+        # Cached casts of weights, made under no_grad, would outlive it.
+        with torch.autocast(self.layout.device.type, dtype=self._autocast, cache_enabled=False):
+            return self._formed(z, arguments)
+
+    def _formed(self, z: torch.Tensor, arguments: tuple[Any, ...]) -> torch.Tensor:
+        if self._form is not None:
+            return self._form(self._f, self.layout, z, arguments)
+        return self.layout.ravel_output(self.name, self._f(self.layout.unravel(z), *arguments))
+
+    def _arguments(self, tensors: tuple[torch.Tensor, ...]) -> tuple[Any, ...]:
+        if self._bare:
+            return tensors
+        given = iter(tensors)
+        filled = [next(given) if own else other for own, other in zip(self._is_tensor, self._others, strict=True)]
+        return cast(tuple[Any, ...], optree.tree_unflatten(self._treespec, filled))

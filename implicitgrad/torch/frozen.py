@@ -1,0 +1,117 @@
+"""A map that is one fixed function for the length of a solve, whatever dropout and batch normalization do.
+
+A solver calls the map many times, in the forward pass and again in the backward pass. Dropout would draw another mask
+each time, so there would be no fixed point to find, and running statistics would move with every call. Here every call
+begins from the same state of the random number generators and leaves the captured buffers as it found them; what one
+call leaves behind is left behind once, by the last one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+__all__ = ["Frozen", "eager"]
+
+
+class Frozen:
+    """The surroundings of one map, as the first call found them.
+
+    Attributes
+    ----------
+    is_random : bool
+        Whether the first call drew from torch's generators. Others (NumPy's, a ``torch.Generator``) are not seen.
+    writes : bool
+        Whether the first call wrote to captured buffers.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._before: list[torch.Tensor] = []
+        self._after: list[torch.Tensor] = []
+        self._written: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.is_random = False
+
+    def begin(self) -> None:
+        """Remember the generators; called before the first call."""
+        self._before = self._generators()
+
+    def end(self, written: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """See what the first call has changed, and undo it.
+
+        Parameters
+        ----------
+        written : list of (tensor, tensor)
+            The buffers it wrote to, each with a copy of what it held before.
+        """
+        self._written = written
+        self._restore()
+        self._after = self._generators()
+        self.is_random = not all(map(torch.equal, self._before, self._after))
+        if not self.is_random:
+            self._before, self._after = [], []
+
+    @property
+    def writes(self) -> bool:
+        """Whether a call of the map writes to buffers, so that one more is owed for what it leaves in them."""
+        return bool(self._written)
+
+    @property
+    def moves(self) -> bool:
+        """Whether a call of the map leaves anything behind."""
+        return self.is_random or self.writes
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Surround a call that is to equal the first one and to leave nothing behind."""
+        if not self.moves:
+            yield
+            return
+        outside = self._generators() if self.is_random else []
+        self._set(self._before)
+        try:
+            yield
+        finally:
+            self._set(outside)
+            self._restore()
+
+    @contextmanager
+    def once(self) -> Iterator[None]:
+        """Surround the call whose traces stay: statistics move, and the generators go on from where it left them."""
+        self._set(self._before)
+        try:
+            yield
+        finally:
+            self._set(self._after)
+
+    def _restore(self) -> None:
+        for t, before in self._written:
+            t.data.copy_(before)  # .data: graphs that have saved the buffer see the same numbers, not a new version
+
+    def _generators(self) -> list[torch.Tensor]:
+        states = [torch.get_rng_state()]
+        if self._device.type == "cuda":
+            states.append(torch.cuda.get_rng_state(self._device))
+        return states
+
+    def _set(self, states: list[torch.Tensor]) -> None:
+        if states:
+            torch.set_rng_state(states[0])
+        if len(states) > 1:
+            torch.cuda.set_rng_state(states[1], self._device)
+
+
+def eager() -> AbstractContextManager[Any]:
+    """Return a context in which compiled functions run their eager originals.
+
+    The graph of a compiled function cannot be kept for several products (its buffers are donated) nor be differentiated
+    twice, and what it captures is hidden in it. Calls without gradients use the compiled code.
+    """
+    if "torch._dynamo" not in sys.modules:  # nothing has been compiled
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance

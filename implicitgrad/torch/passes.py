@@ -1,0 +1,154 @@
+"""One pass of an implicit layer: solve forward, attach the derivative, tell the report and the caller.
+
+The part that ``fixed_point``, ``implicit_gradient``, ``root`` and ``argmin`` have in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import optree
+import torch
+
+from implicitgrad.adjoint import check_policy, report_failure
+from implicitgrad.backends.torch import BACKEND
+from implicitgrad.errors import DtypeError, SettingTypeError, ShapeError
+from implicitgrad.solvers import Neumann, Solution, Solver
+from implicitgrad.status import Status
+from implicitgrad.torch.captured import is_transformed
+from implicitgrad.torch.flat import FlatFunction
+from implicitgrad.torch.implicit import Adjoint, Primal, attach
+from implicitgrad.torch.layout import Layout
+from implicitgrad.torch.report import Report
+
+__all__ = ["FlatMap", "Pass", "Search", "measured"]
+
+FlatMap = Callable[..., torch.Tensor]
+# (F of the state alone, the merit of a line search, z0, F(z0) where it is known, whether to keep the trajectory)
+Search = Callable[[FlatMap, FlatMap | None, torch.Tensor, torch.Tensor | None, bool], Solution]
+
+
+class Pass:
+    """Settings of one pass, checked, and the function it is about.
+
+    Parameters
+    ----------
+    function : FlatFunction
+        The equation's map; its ``name`` opens the messages.
+    adjoint : Solver, "jfb" or None
+        As the caller gave it.
+    on_failure, report, adjoint_x0
+        As the caller gave them.
+    symmetric, shifted : bool
+        What the derivative's operator is; see ``Adjoint``.
+    """
+
+    def __init__(
+        self,
+        function: FlatFunction,
+        adjoint: Any,
+        on_failure: Any,
+        report: Report | None,
+        adjoint_x0: Any = None,
+        symmetric: bool = False,
+        shifted: bool = True,
+    ) -> None:
+        name = function.name
+        if report is not None and not isinstance(report, Report):
+            raise SettingTypeError(f"{name}: got report={report!r}, expected an igt.Report() or None.")
+        self.function, self.on_failure, self.report = function, on_failure, report
+
+        def tell(backward: Solution) -> None:
+            if report is not None:
+                report.backward = backward
+
+        solver = _adjoint_solver(name, adjoint, on_failure)
+        x0 = None if adjoint_x0 is None else _first_guess(name, function.layout, adjoint_x0)
+        self.adjoint = Adjoint(name, solver, on_failure, tell, x0, symmetric, shifted)
+
+    def run(self, z0: Any, search: Search, merit: FlatMap | None = None) -> Any:
+        """Return the solution in the structure of ``z0``, with its derivatives.
+
+        ``search`` finds the unknown for plain tensors; ``merit`` is what its line search has to decrease.
+        """
+        function, layout, report = self.function, self.function.layout, self.report
+        start = layout.ravel(z0)
+        with torch.autocast(layout.device.type, enabled=False):
+            first = function.observe(start)
+        reusable = None if is_transformed() else first
+
+        keep = report is not None and report.keeps_trajectory
+
+        def solve(flat_map: FlatMap, merit: FlatMap | None, z: torch.Tensor) -> Solution:
+            with torch.autocast(layout.device.type, enabled=False):
+                solution = search(flat_map, merit, z.detach(), reusable, keep)
+            return replace(solution, num_matvecs=solution.num_matvecs + 1)  # the call that was observed
+
+        equation = Primal(self.adjoint, function, solve, merit, function.captured)
+        z = attach(equation, start, *function.tensors)
+        solution = equation.found.pop()
+        if report is not None:
+            report.forward, report.backward = solution, None
+            report.trajectory = [layout.unravel(point) for point in solution.trajectory]
+        policy = "warn" if isinstance(self.on_failure, Solver) else self.on_failure
+        report_failure(f"{function.name}, forward", solution, policy, 4)
+        function.settle(z)
+        return layout.unravel(z)
+
+
+def measured(
+    function: FlatMap, merit: FlatMap | None, z: torch.Tensor, first: torch.Tensor | None, trajectory: bool
+) -> Solution:
+    """Say how far a point that was found elsewhere is from being fixed: a search that takes no step."""
+    image = function(z) if first is None else first
+    residual, norm = (np.asarray(BACKEND.to_host(BACKEND.norm(x)), dtype=float) for x in (image - z, image))
+    bound = torch.finfo(z.dtype).eps ** 0.5 * norm
+    status = np.full(residual.shape, Status.FORWARD_NOT_CONVERGED, dtype=object)
+    status[residual <= bound] = Status.CONVERGED
+    status[~np.isfinite(residual)] = Status.NONFINITE_INPUT
+    single = status.shape == ()
+    number = float if single else np.asarray
+    return Solution(
+        x=z,
+        status=status.item() if single else status,
+        residual_norm=number(residual),
+        rhs_norm=number(norm),
+        bound=number(bound),
+        num_iters=0 if single else np.zeros(status.shape, dtype=int),
+        num_matvecs=0 if first is not None else 1,
+        num_rmatvecs=0,
+        solver="the given point",
+        trajectory=(z,) if trajectory else (),
+    )
+
+
+def _adjoint_solver(name: str, adjoint: Any, on_failure: Any) -> Solver | None:
+    if isinstance(adjoint, str):
+        if adjoint == "jfb":
+            return Neumann(max_iters=0, rtol=0.0)
+        raise SettingTypeError(f"{name}: got adjoint={adjoint!r}, expected a Solver, 'jfb' or None.")
+    check_policy(name, adjoint, on_failure)
+    solver: Solver | None = adjoint
+    return solver
+
+
+def _first_guess(name: str, layout: Layout, given: Any) -> torch.Tensor:
+    """Return a first guess of the adjoint as a flat tensor, from a flat one or from one like the state."""
+    flat_shape = (*layout.batch, layout.size)
+    if isinstance(given, torch.Tensor) and given.shape == flat_shape:
+        flat = given.detach()
+    else:
+        leaves, treespec = optree.tree_flatten(given)
+        shapes = [getattr(leaf, "shape", None) for leaf in leaves]
+        if treespec != layout.treespec or shapes != list(layout.shapes):
+            raise ShapeError(
+                f"{name}: got adjoint_x0 with shapes {shapes}, expected {tuple(flat_shape)}, as report.backward.x has, "
+                "or a structure like the state."
+            )
+        flat = layout.ravel(given).detach()
+    if flat.dtype != layout.dtype:
+        raise DtypeError(f"{name}: got adjoint_x0 of {flat.dtype}, expected {layout.dtype} as the state has.")
+    return flat
