@@ -1,13 +1,13 @@
 """Which tensors a map reaches besides its arguments, and how to put others in their place.
 
-A map may come by a tensor in any way: as a parameter of a module, through a closure, a global, an attribute. One call of
-it is observed, and every tensor that some torch function is handed, that carries a derivative and that the call did not
-make itself, is *captured*. Captured tensors become explicit inputs of the implicit function, so their gradients are those
-of arguments, to every order; to evaluate the map for other values of them, stand-ins are put in their place.
+A map may come by a tensor in any way: as a parameter of a module, through a closure, a global, an attribute. One call
+of it is observed, and every tensor that some torch function is handed, that carries a derivative and that the call did
+not make itself, is *captured*. Captured tensors become explicit inputs of the implicit function, so their gradients are
+those of arguments, to every order; to evaluate the map for other values of them, stand-ins are put in their place.
 
-What passes by torch functions unseen (a tensor that only a custom ``autograd.Function`` or a compiled region touches) is
-looked for in the graph of the call. A leaf is found there; anything else is refused in words, for its gradient would be
-lost.
+What passes by torch functions unseen (a tensor that only a custom ``autograd.Function`` or a compiled region touches)
+is looked for in the graph of the call. A leaf is found there; anything else is refused in words, for its gradient would
+be lost.
 """
 
 from __future__ import annotations

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from implicitgrad.errors import SettingTypeError
 from implicitgrad.solvers import Solver
 from implicitgrad.torch.anderson import Anderson
@@ -59,8 +57,8 @@ def fixed_point(
     report : Report, optional
         Filled with what was done, forward at once and backward when it happens.
     adjoint_x0 : tensor or nested tensors, optional
-        First guess of the adjoint, flat as ``report.backward.x`` is or of the structure of ``z``: hand back the last one
-        when the same batch comes again, and the backward solve begins where it ended. It changes no bound.
+        First guess of the adjoint, flat as ``report.backward.x`` is or of the structure of ``z``: hand back the last
+        one when the same batch comes again, and the backward solve begins where it ended. It changes no bound.
 
     Returns
     -------
@@ -74,20 +72,21 @@ def fixed_point(
     BackendError, ShapeError, DtypeError, DeviceError
         ``z0`` is no state, or ``f`` does not return one like it.
     SettingError
-        Unknown settings; a captured tensor that cannot be followed; a second derivative through an adjoint solve that did
-        not converge.
+        Unknown settings; a captured tensor that cannot be followed; a second derivative through an adjoint solve that
+        did not converge.
 
     Notes
     -----
-    Forward: the solver's calls of ``f``; the first one also shows what ``f`` depends on. Backward: one call of ``f`` with
-    gradients, the solver's VJPs on that graph, one pull-back to the inputs. With ``create_graph=True`` the backward pass
-    is differentiable in turn, to any order, and forward mode (``torch.func.jvp``, ``jacfwd``) solves the tangent equation
-    with the same solver. ``torch.func`` transforms apply; the axis of a ``vmap`` is one more batch axis of one solve.
+    Forward: the solver's calls of ``f``; the first one also shows what ``f`` depends on. Backward: one call of ``f``
+    with gradients, the solver's VJPs on that graph, one pull-back to the inputs. With ``create_graph=True`` the
+    backward pass is differentiable in turn, to any order, and forward mode (``torch.func.jvp``, ``jacfwd``) solves the
+    tangent equation with the same solver. ``torch.func`` transforms apply; the axis of a ``vmap`` is one more batch
+    axis of one solve.
 
     ``f`` is one fixed function for the length of a pass: dropout draws one mask for all of its calls, the same in the
     backward pass, and running statistics of batch normalization move once, at the fixed point. (Batch normalization in
-    training mode mixes the samples: leave ``batch_ndim`` at 0.) Randomness other than that of torch's own generators ends
-    as ``MAX_ITERS``. A compiled ``f`` runs compiled in the forward solve and eagerly where its graph is needed.
+    training mode mixes the samples: leave ``batch_ndim`` at 0.) Randomness other than that of torch's own generators
+    ends as ``MAX_ITERS``. A compiled ``f`` runs compiled in the forward solve and eagerly where its graph is needed.
 
     Examples
     --------

@@ -1,9 +1,9 @@
 """A user's map ``f(z, *args)`` as a function of flat tensors: what the solvers and the implicit function work on.
 
-Used by ``fixed_point``, ``implicit_gradient``, ``root`` and ``argmin``. Here ``f`` is taken apart: its tensors are found,
-those in its arguments and those it captures; it is made one fixed function for the length of the pass (``frozen.py``);
-and it runs under the autocast state of the call, in the forward solve, whose own arithmetic does not, and in the backward
-pass, which autograd runs without it.
+Used by ``fixed_point``, ``implicit_gradient``, ``root`` and ``argmin``. Here ``f`` is taken apart: its tensors are
+found, those in its arguments and those it captures; it is made one fixed function for the length of the pass
+(``frozen.py``); and it runs under the autocast state of the call, in the forward solve, whose own arithmetic does not,
+and in the backward pass, which autograd runs without it.
 """
 
 from __future__ import annotations

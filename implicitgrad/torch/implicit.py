@@ -1,12 +1,13 @@
 """The implicit function theorem as one ``autograd.Function``, which is its own derivative, backwards and forwards.
 
 Let ``z(w)`` be defined by ``z = F(z, w)``, and ``A = I - J`` with ``J = dF/dz``; or by ``F(z, w) = 0``, and ``A = J``.
-For a cotangent ``g`` of ``z`` the cotangent of ``w`` is ``(dF/dw)^H u`` with ``u`` from ``A^H u = g`` (Liao et al. 2018,
-eq. 8; with the other sign for a root), and for a tangent ``t`` of ``w`` the tangent of ``z`` is ``A^-1 (dF/dw) t``.
+For a cotangent ``g`` of ``z`` the cotangent of ``w`` is ``(dF/dw)^H u`` with ``u`` from ``A^H u = g`` (Liao et al.
+2018, eq. 8; with the other sign for a root), and for a tangent ``t`` of ``w`` the tangent of ``z`` is ``A^-1 (dF/dw)
+t``.
 
-Both systems have the form they came from. ``u = g + J^H u`` is a fixed point, of a map whose parameters are ``g``, ``z``
-and ``w``; so is ``v = (dF/dw) t + J v``. So when a derivative is to be differentiated, ``u`` or ``v`` is attached to what
-it depends on by the same Function, and every order, in every mix of the two modes, is exact.
+Both systems have the form they came from. ``u = g + J^H u`` is a fixed point, of a map whose parameters are ``g``,
+``z`` and ``w``; so is ``v = (dF/dw) t + J v``. So when a derivative is to be differentiated, ``u`` or ``v`` is attached
+to what it depends on by the same Function, and every order, in every mix of the two modes, is exact.
 
 The solve runs inside of the Function: there a ``torch.func`` transform has taken off its wrappers, and the solver sees
 plain tensors, on whose values it can decide. Under ``vmap`` the mapped axis becomes one more batch axis of one solve.
@@ -26,7 +27,7 @@ from typing import Any
 import torch
 from torch.overrides import handle_torch_function
 
-from implicitgrad.adjoint import adjoint_solve, solve, tangent_solve
+from implicitgrad.adjoint import adjoint_solve, report_failure, solve, tangent_solve
 from implicitgrad.errors import NotConvergedError, SettingError
 from implicitgrad.operators import VJPOperator
 from implicitgrad.solvers import Solution, Solver
@@ -75,18 +76,22 @@ class Adjoint:
         operator: VJPOperator = jacobian_of(image, point, symmetric=self.symmetric)
         rhs = rhs.detach()
         x0 = self.x0 if transposed and self.x0 is not None and self.x0.shape == rhs.shape else None
+        # The policy is carried out here, so that the words name the layer; another solver to try is the solver's part.
+        policy = self.on_failure if isinstance(self.on_failure, Solver) else "return"
         try:
             if self.shifted:
                 entry = adjoint_solve if transposed else tangent_solve
-                solution = entry(operator, rhs, solver=self.solver, x0=x0, on_failure=self.on_failure)
+                solution = entry(operator, rhs, solver=self.solver, x0=x0, on_failure=policy)
             else:
                 A = operator.H if transposed else operator
-                solution = solve(A, rhs, solver=self.solver, x0=x0, on_failure=self.on_failure)
+                solution = solve(A, rhs, solver=self.solver, x0=x0, on_failure=policy)
         except NotConvergedError as error:
-            if error.solution is not None:
-                self.tell(error.solution)
-            raise NotConvergedError(f"{self.name}, {_way(transposed)}: {error}", error.solution) from None
+            solution = error.solution
+            policy = "raise"
+        else:
+            policy = self.on_failure if policy == "return" else "return"
         self.tell(solution)
+        report_failure(f"{self.name}, {'backward' if transposed else 'forward mode'}", solution, policy, 4)
         return solution
 
 
@@ -137,14 +142,16 @@ class Implicit(ABC):
         with torch.enable_grad():
             if detached:
                 point = x.detach().requires_grad_()
-                stand_ins = [self._stand_in(i, t, need) for i, (t, need) in enumerate(zip(tensors, wanted, strict=True))]
+                stand_ins = [
+                    self._stand_in(i, t, need) for i, (t, need) in enumerate(zip(tensors, wanted, strict=True))
+                ]
             else:
                 point, stand_ins = x.view_as(x), [t.view_as(t) for t in tensors]
             image = self.map(point, *stand_ins)
         self._check(image, [point, *stand_ins])
         return image, point, stand_ins
 
-    def _check(self, image: torch.Tensor, known: list[torch.Tensor]) -> None:
+    def _check(self, image: torch.Tensor, known: list[torch.Tensor]) -> None:  # noqa: B027 - for the user's map only
         """Raise where ``image`` depends on a tensor besides the ``known`` ones; our own maps do not."""
 
     def _stand_in(self, index: int, t: torch.Tensor, need: bool) -> torch.Tensor:
@@ -186,18 +193,18 @@ class Primal(Implicit):
 
     def vmapped(self, dims: tuple[int | None, ...], randomness: str) -> Primal:
         """Return the equation of a batch: ``F`` mapped over it."""
-        function, merit = (
-            None if f is None else torch.vmap(f, in_dims=(0, *dims), randomness=randomness)
-            for f in (self.function, self.merit)
-        )
-        return replace(self, function=function, merit=merit, captured=())
+        mapped = partial(torch.vmap, in_dims=(0, *dims), randomness=randomness)
+        merit = None if self.merit is None else mapped(self.merit)
+        return replace(self, function=mapped(self.function), merit=merit, captured=())
 
     def _check(self, image: torch.Tensor, known: list[torch.Tensor]) -> None:
         if not is_transformed():
             refuse_unknown_leaves(self.adjoint.name, image, known)
 
     def _stand_in(self, index: int, t: torch.Tensor, need: bool) -> torch.Tensor:
-        if t.is_leaf and any(t is c for c in self.captured):  # a parameter: as it is, nothing has to be put in its place
+        if t.is_leaf and any(
+            t is c for c in self.captured
+        ):  # a parameter: as it is, nothing has to be put in its place
             return t
         return super()._stand_in(index, t, need)
 
@@ -209,7 +216,7 @@ def _at(function: FlatMap, tensors: tuple[torch.Tensor, ...], z: torch.Tensor) -
 
 @dataclass(frozen=True)
 class _Transposed(Implicit):
-    """``A^H u = g``; its tensors are ``g``, the point ``z``, and those of the equation that ``A`` is the derivative of."""
+    """``A v = (dF/dw) t``; its tensors are the point ``z``, those of the equation, and the tangents of the latter."""
 
     of: Implicit
 
@@ -279,11 +286,9 @@ class _Tangent(Implicit):
 def attach(equation: Implicit, x0: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
     """Return the solution of ``equation``, with its derivatives with respect to ``tensors``; that for ``x0`` is zero.
 
-    Seen by torch as one function of its tensors: an outer map that is observed, or evaluated with stand-ins, sees what an
-    inner one has captured.
+    Seen by torch as one function of its tensors: an outer map that is observed, or evaluated with stand-ins, sees what
+    an inner one has captured.
     """
-    if torch.is_inference_mode_enabled():  # nothing will be differentiated, and nothing can be saved for it
-        return equation.find(x0, *tensors)
     if torch._C._is_torch_function_mode_enabled():
         result: torch.Tensor = handle_torch_function(_apply, (x0, *tensors), equation, x0, *tensors)
         return result
@@ -411,10 +416,6 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, words: str, u: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, Any]:
         return _Once.apply(words, u, *tensors), in_dims[1]
-
-
-def _way(transposed: bool) -> str:
-    return "backward" if transposed else "forward mode"
 
 
 def _all_converged(solution: Solution) -> bool:

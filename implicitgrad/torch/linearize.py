@@ -26,8 +26,8 @@ def linearized(function: Callable[..., torch.Tensor], *points: torch.Tensor) -> 
     ``function`` depends on besides.
     """
     if is_transformed():
-        image, pull_back = torch.func.vjp(function, *points)
-        return image, pull_back
+        transformed: Any = torch.func.vjp(function, *points)
+        return transformed[0], transformed[1]
     with torch.enable_grad():
         points = tuple(t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in points)
         image = function(*points)

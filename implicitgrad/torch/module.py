@@ -39,9 +39,9 @@ class FixedPoint(torch.nn.Module):
 
     Notes
     -----
-    The layer has no hooks and keeps nothing between calls but the report, which holds the last state and adjoint, without
-    history. It may be used several times in one graph, nested, copied, pickled, compiled around, and from several threads
-    (of which the last to call leaves its report).
+    The layer has no hooks and keeps nothing between calls but the report, which holds the last state and adjoint,
+    without history. It may be used several times in one graph, nested, copied, pickled, compiled around, and from
+    several threads (of which the last to call leaves its report).
 
     Examples
     --------

@@ -75,6 +75,10 @@ class Pass:
         ``search`` finds the unknown for plain tensors; ``merit`` is what its line search has to decrease.
         """
         function, layout, report = self.function, self.function.layout, self.report
+        if torch.is_inference_mode_enabled():
+            # Newton's method and argmin differentiate also where nobody else will, which that mode does not allow.
+            with torch.inference_mode(False), torch.no_grad():
+                return self.run(optree.tree_map(torch.clone, z0), search, merit)
         start = layout.ravel(z0)
         with torch.autocast(layout.device.type, enabled=False):
             first = function.observe(start)

@@ -70,8 +70,8 @@ def root(
     Notes
     -----
     The residual is measured against ``norm(J z - r(z))``, the right-hand side of Newton's linear system at ``z``. For
-    ``r(z) = A z - b`` that is ``norm(b)``, the convention of the linear solvers; it does not depend on ``z0`` nor on the
-    units of ``z`` and ``r``.
+    ``r(z) = A z - b`` that is ``norm(b)``, the convention of the linear solvers; it does not depend on ``z0`` nor on
+    the units of ``z`` and ``r``.
 
     Examples
     --------
@@ -110,8 +110,8 @@ def argmin(
     Parameters
     ----------
     loss : callable
-        ``loss(w, *args)`` returns one real number; with ``batch_ndim``, one for each system of the batch, of the batch's
-        shape. Twice differentiable in ``w``.
+        ``loss(w, *args)`` returns one real number; with ``batch_ndim``, one for each system of the batch, of the
+        batch's shape. Twice differentiable in ``w``.
     w0 : tensor, or nested tuples, lists and dicts of tensors
         Where the forward solver starts: near a minimum found by any optimizer, or not so near.
     *args
@@ -119,8 +119,8 @@ def argmin(
     solver : ForwardSolver, optional
         Default ``NewtonKrylov(inner=CG())``, with a line search on the loss, which leaves saddle points.
     adjoint : Solver, optional
-        Solver of ``H u = g``. Default ``CG()``: at a point where the Hessian is not positive definite, which is no strict
-        minimum, it says ``INDEFINITE`` instead of returning a gradient that means nothing.
+        Solver of ``H u = g``. Default ``CG()``: at a point where the Hessian is not positive definite, which is no
+        strict minimum, it says ``INDEFINITE`` instead of returning a gradient that means nothing.
     batch_ndim, on_failure, report, adjoint_x0
         As for ``fixed_point``.
 
