@@ -202,9 +202,8 @@ class Primal(Implicit):
             refuse_unknown_leaves(self.adjoint.name, image, known)
 
     def _stand_in(self, index: int, t: torch.Tensor, need: bool) -> torch.Tensor:
-        if t.is_leaf and any(
-            t is c for c in self.captured
-        ):  # a parameter: as it is, nothing has to be put in its place
+        # A parameter stands for itself: nothing has to be put in its place when the map is evaluated.
+        if t.is_leaf and any(t is own for own in self.captured):
             return t
         return super()._stand_in(index, t, need)
 
@@ -216,7 +215,7 @@ def _at(function: FlatMap, tensors: tuple[torch.Tensor, ...], z: torch.Tensor) -
 
 @dataclass(frozen=True)
 class _Transposed(Implicit):
-    """``A v = (dF/dw) t``; its tensors are the point ``z``, those of the equation, and the tangents of the latter."""
+    """``A^H u = g``; its tensors are ``g``, the point ``z``, and those of the equation that gives ``A``."""
 
     of: Implicit
 
