@@ -1,0 +1,156 @@
+"""What Anderson and Broyden share: a window of differences, and the safeguards around the steps they give.
+
+Both step to ``z = f_k - dF g``, where the columns of ``dF`` are the last differences of ``f`` and ``g`` solves a small
+system: ``f_k - dF g`` is where a linear model of the residual vanishes (Fang & Saad 2009, Numer. Linear Algebra Appl.
+16, sec. 2). They differ in the vectors that the residual is tested against, and in the small system.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import numpy as np
+
+from implicitgrad.backends import Array, Backend
+from implicitgrad.backends.host import any_true, negate, pick
+from implicitgrad.torch.forward import ForwardSolver
+from implicitgrad.torch.search import Search
+
+__all__ = ["SecantMethod", "Window"]
+
+
+class Window:
+    """The last ``m`` differences of each sample: test vectors ``T``, image differences ``dF``, and a small matrix.
+
+    Parameters
+    ----------
+    backend : Backend
+        Arithmetic of the states' library.
+    like : array, shape (..., n)
+        A state.
+    m : int
+        Differences that are kept; the oldest is overwritten.
+
+    Attributes
+    ----------
+    matrix : array, shape (..., m, m)
+        On the host, in double: whatever the method writes there, one row and column a slot.
+    squares : array, shape (..., m)
+        The same for one number a slot.
+    held : array of bool, shape (..., m)
+        The slots whose differences a sample makes use of.
+    eps : float
+        Spacing of the states' dtype, in which the inner products are computed.
+    """
+
+    def __init__(self, backend: Backend, like: Array, m: int) -> None:
+        self._backend, self._like = backend, like
+        self._tests, self._images = backend.empty_rows(m, like), backend.empty_rows(m, like)
+        facts = backend.facts(like.dtype)
+        assert facts is not None  # the search has seen to it
+        self.eps = facts.eps
+        self.dtype: Any = complex if facts.is_complex else float
+        self.matrix = np.zeros((*like.shape[:-1], m, m), self.dtype)
+        self.squares = np.zeros((*like.shape[:-1], m))
+        self.held = np.zeros((*like.shape[:-1], m), bool)
+        self.m, self._pushed = m, 0
+
+    @property
+    def count(self) -> int:
+        """Slots that have been filled."""
+        return min(self._pushed, self.m)
+
+    @property
+    def order(self) -> list[int]:
+        """The filled slots, the oldest difference first."""
+        return [(self._pushed - self.count + i) % self.m for i in range(self.count)]
+
+    @property
+    def newest(self) -> int:
+        """The slot filled last."""
+        return (self._pushed - 1) % self.m
+
+    def push(self, test: Array, d_image: Array) -> None:
+        """Write a test vector and a difference of images over the oldest ones."""
+        slot = self._pushed % self.m
+        self._pushed += 1
+        self._tests = self._backend.set_row(self._tests, slot, test)
+        self._images = self._backend.set_row(self._images, slot, d_image)
+        self.held[..., slot] = True
+
+    def forget(self, where: Any) -> None:
+        """Drop all differences of the samples in ``where``."""
+        self.held = self.held & ~np.asarray(where)[..., None]
+
+    def squared_norm(self, x: Array) -> Any:
+        """Return ``x^H x`` of each sample, on the host."""
+        return self._backend.to_host(self._backend.real(self._backend.squared_norm(x)))
+
+    def test_products(self, x: Array) -> Any:
+        """Return ``T^H x`` on the host, ``(..., count)``."""
+        return self._products(self._tests, x)
+
+    def image_products(self, x: Array) -> Any:
+        """Return ``dF^H x`` on the host, ``(..., count)``."""
+        return self._products(self._images, x)
+
+    def _products(self, rows: Array, x: Array) -> Any:
+        backend = self._backend
+        return np.asarray(backend.to_host_list(backend.row_products(backend.first_rows(rows, self.count), x)))
+
+    def subtract(self, x: Array, coefficients: Any) -> Array:
+        """Return ``x - dF g``."""
+        backend = self._backend
+        rows = backend.first_rows(self._images, self.count)
+        return backend.subtract_rows(x, backend.from_numpy(coefficients, self._like), rows)
+
+
+class SecantMethod(ForwardSolver):
+    """Interface of the methods with a window: what a difference is tested with, and the small system.
+
+    A step to a residual of more than ``growth`` times the best one is taken back, but what it has taught is kept, so
+    maps that expand are solved too as long as the window holds their expanding directions. A sample that does not
+    improve for ``3 m`` steps forgets its window and goes on by plain iteration, and back if that does not help, with
+    twice the patience.
+    """
+
+    m: int
+
+    growth: ClassVar[float]
+
+    @abstractmethod
+    def append(self, window: Window, d_state: Array, d_residual: Array, d_image: Array) -> None:
+        """Push one difference, and fill its row and column of ``window.matrix``."""
+
+    @abstractmethod
+    def coefficients(self, window: Window, residual: Array) -> Any:
+        """Return ``g`` on the host, ``(..., count)``, zero where nothing is held."""
+
+    def iterate(self, search: Search) -> None:
+        """Visit ``z0`` and ``f(z0)``, then accelerated points; ``old`` is what differences are taken from."""
+        window = Window(search.backend, search.start, int(self.m))
+        point = best = search.visit(search.start)
+        waited: Any = 0 * search.iters  # steps since the best iterate
+        patience: Any = waited + 3 * self.m
+        plain: Any = waited > 0  # samples that take the steps of Picard for now
+        while search.running:
+            better = point.size <= best.size
+            best = search.blend(better, point, best)
+            waited = pick(better, 0, waited + 1)
+            # Mixing can circle where the plain iteration converges, and the other way round: who does not improve on
+            # the best iterate for long hands it to the other, which is given twice as long.
+            stalled = waited > patience
+            plain = plain ^ stalled
+            waited, patience = pick(stalled, 0, waited), pick(stalled, 2 * patience, patience)
+            # A rejected step has taught its secant all the same: the next one starts from the best iterate and uses it.
+            back = stalled | (negate(plain) & negate(point.size <= self.growth * best.size))
+            old = search.blend(negate(back), point, best)
+            if any_true(plain | stalled):
+                window.forget(plain | stalled)
+            z = old.image
+            if window.held.any():
+                z = window.subtract(z, self.coefficients(window, old.residual))
+            point = search.visit(z)
+            if search.running:
+                self.append(window, point.z - old.z, point.residual - old.residual, point.image - old.image)
