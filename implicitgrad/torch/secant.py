@@ -36,7 +36,7 @@ class Window:
     ----------
     matrix : array, shape (..., m, m)
         On the host, in double: whatever the method writes there, one row and column a slot.
-    squares : array, shape (..., m)
+    sizes : array, shape (..., m)
         The same for one number a slot.
     held : array of bool, shape (..., m)
         The slots whose differences a sample makes use of.
@@ -52,7 +52,7 @@ class Window:
         self.eps = facts.eps
         self.dtype: Any = complex if facts.is_complex else float
         self.matrix = np.zeros((*like.shape[:-1], m, m), self.dtype)
-        self.squares = np.zeros((*like.shape[:-1], m))
+        self.sizes = np.zeros((*like.shape[:-1], m))
         self.held = np.zeros((*like.shape[:-1], m), bool)
         self.m, self._pushed = m, 0
 
