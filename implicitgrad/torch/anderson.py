@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -54,6 +54,8 @@ class Anderson(SecantMethod):
     atol: float = 0.0
     max_iters: int = 500
     m: int = 5
+
+    growth: ClassVar[float] = 2.0
 
     def __post_init__(self) -> None:
         check_settings(self)

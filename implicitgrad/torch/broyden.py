@@ -7,7 +7,7 @@ that of Picard, and is corrected to ``B s = y`` for each step ``s`` with residua
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,8 +16,6 @@ from implicitgrad.solvers.base import check_settings
 from implicitgrad.torch.secant import SecantMethod, Window
 
 __all__ = ["Broyden"]
-
-_LEAST = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +37,17 @@ class Broyden(SecantMethod):
     Notes
     -----
     Broyden 1965, Math. Comp. 19. With ``S`` and ``dF`` the steps and the differences of ``f``, the oldest first, the
-    compact form of the model (Byrd, Nocedal & Schnabel 1994, Math. Programming 63, theorem 6.1, with ``B_0 = -I``) gives
+    compact form of the model (Byrd, Nocedal & Schnabel 1994, Math. Programming 63, sec. 7, with ``B_0 = -I``) gives
     ``z - B^-1 r = f(z) - dF g`` where ``K g = S^H r``, ``K_ij = s_i^H y_j`` for ``i <= j`` and ``s_i^H dF_j`` below the
     diagonal. When the memory is full the oldest step is dropped, and the same formula is the model rebuilt from ``-I``
     with the last ``m`` steps, as L-BFGS has it: no factor is left over from a model that is gone.
 
-    The pivots of ``K`` are the denominators of the rank-one updates, and each over ``norm(s)^2`` is the factor by which
-    ``det B`` changes. A step whose factor is below ``1e-4`` would make ``B`` nearly singular: it is forgotten (the
-    relative test of More & Trangenstein 1976, Math. Comp. 30). Residuals that double, and samples that stall, are dealt
-    with as in ``Anderson``. Cost a step: one call of ``f``, three products with the window.
+    The pivots of ``K`` are the denominators of the rank-one updates. One below ``sqrt(eps)`` of both ``norm(s)^2`` and
+    ``norm(s) norm(y)`` has lost half of its digits, and its update would make ``B`` singular: that step is forgotten.
+    There is no bound on the change of ``det B`` (More & Trangenstein 1976, Math. Comp. 30, keep it above 0.1): it would
+    forget steps that are right where ``I - J`` is small, and depend on the unit of a residual. A residual of a hundred
+    times the best one sends a sample back to its best iterate, and samples that stall are dealt with as in
+    ``Anderson``. Cost a step: one call of ``f``, three products with the window, five reductions.
 
     Examples
     --------
@@ -64,6 +64,8 @@ class Broyden(SecantMethod):
     max_iters: int = 500
     m: int = 10
 
+    growth: ClassVar[float] = 100.0  # residuals rise and fall on the way; 2, as in Anderson, lost 3 of 11 maps
+
     def __post_init__(self) -> None:
         check_settings(self)
 
@@ -74,15 +76,16 @@ class Broyden(SecantMethod):
         newest, k = window.newest, window.count
         window.matrix[..., newest, :k] = row
         window.matrix[..., :k, newest] = column
-        window.squares[..., newest] = window.squared_norm(d_state)
+        s_squared, y_squared = window.squared_norm(d_state), window.squared_norm(d_residual)
+        window.sizes[..., newest] = np.fmin(s_squared, np.sqrt(s_squared) * np.sqrt(y_squared))
 
     def coefficients(self, window: Window, residual: Array) -> Any:
         """Solve ``K g = S^H r`` by elimination in the order of the steps; a step with too small a pivot is dropped."""
         order = window.order
         matrix = np.nan_to_num(window.matrix)[..., order, :][..., :, order]
         rhs = np.nan_to_num(window.test_products(residual)).astype(window.dtype)[..., order]
-        held, squares = window.held[..., order], window.squares[..., order]
-        solution, sound = _eliminate(matrix, rhs, held, _LEAST * squares)
+        least = window.eps**0.5 * window.sizes[..., order]
+        solution, sound = _eliminate(matrix, rhs, window.held[..., order], least)
         window.held[..., order] = sound
         coefficients = np.zeros_like(solution)
         coefficients[..., order] = solution

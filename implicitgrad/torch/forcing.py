@@ -52,8 +52,9 @@ class Forcing:
 def solve_inexactly(inner: Solver, A: LinearOperator, rhs: Array, size: Any, eta: Any) -> tuple[Array, Solution]:
     """Solve ``A d = b`` to ``norm(b - A d) <= eta norm(b)``, each sample of a batch with its own ``eta``.
 
-    A solver has one tolerance. Every ``b`` is therefore divided by the largest power of two below ``eta norm(b)``, which
-    changes no digit, and solved to an absolute tolerance of one; so a sample takes the same steps alone and in a batch.
+    A solver has one tolerance. Every ``b`` is therefore divided by the largest power of two below ``eta norm(b)``,
+    which changes no digit, and solved to an absolute tolerance of one; so a sample takes the same steps alone and in a
+    batch.
 
     Parameters
     ----------
@@ -75,8 +76,8 @@ def solve_inexactly(inner: Solver, A: LinearOperator, rhs: Array, size: Any, eta
         solution = solve(A, rhs, solver=inner, on_failure="return")
         return solution.x, solution
     wanted = np.fmax(np.asarray(eta) * np.asarray(size), inner.atol)  # type: ignore[attr-defined]
-    exponent = np.where(np.isfinite(wanted), np.frexp(wanted)[1] - 1, 0)
-    exponent = exponent if rhs.ndim > 1 else int(exponent)
+    exponents = np.where(np.isfinite(wanted), np.frexp(wanted)[1] - 1, 0)
+    exponent: Any = exponents if rhs.ndim > 1 else int(exponents)
     backend = backend_of(rhs)
     scaled = backend.times_power_of_two(rhs, -exponent)
     absolute: Any = replace(inner, rtol=0.0, atol=1.0)  # type: ignore[type-var]

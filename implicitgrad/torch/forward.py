@@ -61,11 +61,11 @@ class ForwardSolver(ABC):
         Returns
         -------
         Solution
-            ``x`` is the best iterate ``z``, ``residual_norm`` is ``norm(f(z) - z)`` as measured there, ``rhs_norm`` what
-            that is relative to, ``norm(f(z))`` or the equation's scale, and ``bound`` is ``max(rtol * rhs_norm, atol)``.
-            ``num_matvecs`` counts calls of ``f``, those that linearize it included; ``num_rmatvecs`` counts products
-            with its Jacobian, ``J v`` and ``J^H u`` together. ``history`` holds the residual norms at the points of
-            ``trajectory``.
+            ``x`` is the best iterate ``z``, ``residual_norm`` is ``norm(f(z) - z)`` as measured there, ``rhs_norm``
+            what that is relative to, ``norm(f(z))`` or the equation's scale, and ``bound`` is
+            ``max(rtol * rhs_norm, atol)``. ``num_matvecs`` counts calls of ``f``, those that linearize it included;
+            ``num_rmatvecs`` counts products with its Jacobian, ``J v`` and ``J^H u`` together. ``history`` holds the
+            residual norms at the points of ``trajectory``.
 
         Raises
         ------

@@ -29,8 +29,8 @@ class Step(NamedTuple):
     slope: Any  # -d/dt of the merit at t = 0, or 1 - eta: of the residual norm, relative to that
 
 
-def line_search(search: Search, here: Point, value: Any, step: Step, shortest: float) -> tuple[Point, Any, Any]:
-    """Look for an acceptable part ``t`` of a step, from 1 down to ``shortest``, for each live sample.
+def line_search(search: Search, here: Point, value: Any, step: Step) -> tuple[Point, Any]:
+    """Look for an acceptable part ``t`` of a step, from 1 downwards, for each live sample.
 
     Parameters
     ----------
@@ -40,17 +40,17 @@ def line_search(search: Search, here: Point, value: Any, step: Step, shortest: f
         Where the step starts, and the merit there (the residual norm without one).
     step : Step
         Where it leads.
-    shortest : float
-        The last ``t`` that is tried is the first below this.
 
     Returns
     -------
-    Point, host value, host mask
-        The accepted points with their merit, and which samples have found none and stay where they were.
+    Point, host value
+        The accepted points with their merit. A sample that finds none down to ``t = sqrt(eps)``, as at a fold of the
+        residual norm where ``I - J`` has lost rank, ends as ``STAGNATED``; as ``NONFINITE_OPERATOR`` where ``f`` was
+        not finite at the last trial point either.
     """
     backend, by_merit = search.backend, search.equation.merit is not None
     t: Any = np.ones(search.batch) if search.batch else 1.0
-    pending, lost = search.live, search.live & (here.size < 0)  # a norm is not below 0: nobody is lost yet
+    pending = search.live
     kept, kept_value = here, value
     while any_true(pending):
         z = backend.axpy(backend.from_host(t, here.z), step.direction, here.z)
@@ -73,11 +73,14 @@ def line_search(search: Search, here: Point, value: Any, step: Step, shortest: f
             short = _quotient(t * t, _quotient(trial.size, here.size) ** 2 - 1 + 2 * t)
         kept, kept_value = search.blend(good, trial, kept), pick(good, trial_value, kept_value)
         pending = pending & negate(good) & search.live
-        failed = pending & (t < shortest)
-        lost, pending = lost | failed, pending & negate(failed)
+        # At the floor a full step that does not decrease says all.
+        lost = pending & ((t < search.eps**0.5) | (here.size <= search.floor))
+        search.close(lost & negate(finite(trial.size)), Status.NONFINITE_OPERATOR)
+        search.close(lost, Status.STAGNATED)
+        pending = pending & search.live
         cut = np.where(np.isfinite(short), np.clip(short, _SHORTEST * t, _LONGEST * t), _SHORTEST * t)
         t = np.where(pending, cut, t) if search.batch else float(cut)
-    return kept, kept_value, lost
+    return kept, kept_value
 
 
 def _quotient(numerator: Any, denominator: Any) -> Any:

@@ -23,7 +23,6 @@ from implicitgrad.torch.search import Point, Search
 
 __all__ = ["NewtonKrylov"]
 
-_SHORT = 0.05  # a Newton step of which less than this can be taken was not made for this place
 _MOST_INEXACT = 0.9  # taken for the linear residual of a fixed budget of inner steps, which is not measured
 # Endings of an inner solve that say more about a Newton step that cannot be had than "no further".
 _TELLING = (Status.SINGULAR, Status.INDEFINITE, Status.ADJOINT_MISMATCH, Status.NONFINITE_OPERATOR)
@@ -88,30 +87,13 @@ class NewtonKrylov(ForwardSolver):
         here = search.visit(search.start)
         value = here.size if search.equation.merit is None or not search.running else search.merit(here.z)
         forcing = Forcing()
-        # Short steps on end are a fold of the residual norm, from which no descent leads to a root. A map that stands
-        # for itself is iterated once there instead.
-        by_itself = search.equation.residual is None and search.equation.merit is None
-        shortest = _SHORT if by_itself else search.eps**0.5
         while search.running:
             eta = forcing.update(here.size, search.bound, search.eps)
             step = self._step(search, here, eta)
             search.iters = search.iters + pick(search.live, 1, 0)
             if search.running:
-                here, value, lost = line_search(search, here, value, step, shortest)
-                if any_true(lost):
-                    search.close(lost & (negate(by_itself) | (here.size <= search.floor)), Status.STAGNATED)
-                    here, value = self._plain_step(search, here, value, lost)
+                here, value = line_search(search, here, value, step)
             search.close(search.live & (search.iters >= self.max_iters), Status.MAX_ITERS)
-
-    def _plain_step(self, search: Search, here: Point, value: Any, lost: Any) -> tuple[Point, Any]:
-        """Move the samples in ``lost`` that are still live to ``f(z)``, wherever that leads."""
-        lost = lost & search.live
-        if not any_true(lost):
-            return here, value
-        point = search.evaluate(search.choose(lost, here.image, here.z))
-        search.settle(point, lost)
-        search.close(lost & negate(finite(point.size)), Status.NONFINITE_OPERATOR)
-        return search.blend(lost, point, here), pick(lost, point.size, value)
 
     def _step(self, search: Search, here: Point, eta: Any) -> Step:
         """Return a direction that descends; a sample that has none ends here."""

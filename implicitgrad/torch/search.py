@@ -113,9 +113,7 @@ class Search:
         self.best_norm = self._zeros + math.inf
         self._first_norm: Any = None
         self._reference = self._zeros  # what the residual at the best iterate is relative to
-        self._known_scale: Any = None
-        if equation.scale is not None and self.running:
-            self._known_scale = self._scale(self.start, self._first)
+        self._known_scale: Any = None  # the equation's scale at the last point where it was asked for
 
     @property
     def running(self) -> bool:
@@ -128,15 +126,15 @@ class Search:
         return 8 * self.eps * self._reference
 
     def choose(self, mask: Any, x: Array, y: Array) -> Array:
-        """Return the samples of ``x`` where the host mask holds, those of ``y`` elsewhere; no copy if all are of one."""
+        """Return the samples of ``x`` where the host mask holds, of ``y`` elsewhere; no copy if all are of one."""
         return x if all_true(mask) else self.backend.select(mask, x, y) if any_true(mask) else y
 
     def blend(self, mask: Any, new: Point, old: Point) -> Point:
         """Return the samples of ``new`` where the host mask holds, those of ``old`` elsewhere."""
         if all_true(mask):
             return new
-        states = [self.choose(mask, x, y) for x, y in zip(new[:3], old[:3], strict=True)]
-        return Point(*states, pick(mask, new.size, old.size))
+        z, image, residual = (self.choose(mask, x, y) for x, y in zip(new[:3], old[:3], strict=True))
+        return Point(z, image, residual, pick(mask, new.size, old.size))
 
     # -- evaluating --------------------------------------------------------------------------------------------------
     def evaluate(self, z: Array) -> Point:
@@ -190,7 +188,7 @@ class Search:
         return self.backend.astype(z, self.dtype) if self.half else z
 
     def linearize(self, z: Array) -> LinearOperator:
-        """Return ``df/dz`` at ``z``, one call of ``f``; its products are added to ``num_products`` by who spends them."""
+        """Return ``df/dz`` at ``z``, one call of ``f``; who spends products of it adds them to ``num_products``."""
         self._calls += 1
         operator = self.equation.linearize(self._lent(z))
         return in_half_precision(operator, self.backend, self.dtype) if self.half else operator
@@ -236,10 +234,12 @@ class Search:
         if self.equation.scale is None:
             reference = image_norm
         else:
-            maybe = reached & (size <= self._bound(self._known_scale))
+            known = self._zeros + math.inf if self._known_scale is None else self._known_scale
+            maybe = reached & (size <= self._bound(known))  # at the start, everybody
             if any_true(maybe):
-                self._known_scale = pick(maybe, self._scale(point.z, point.image), self._known_scale)
-                reached = maybe & finite(self._known_scale)
+                known = pick(maybe, self._scale(point.z, point.image), known)
+                reached = maybe & finite(known)
+            self._known_scale = known
             reference = self._known_scale
         reached = reached & (size <= self._bound(reference))
         better = better | reached  # what is certified is what comes back, though its residual may not be the smallest

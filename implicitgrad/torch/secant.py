@@ -8,18 +8,16 @@ system: ``f_k - dF g`` is where a linear model of the residual vanishes (Fang & 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from implicitgrad.backends import Array, Backend
 from implicitgrad.backends.host import any_true, negate, pick
 from implicitgrad.torch.forward import ForwardSolver
-from implicitgrad.torch.search import Point, Search
+from implicitgrad.torch.search import Search
 
 __all__ = ["SecantMethod", "Window"]
-
-_WORSE = 2.0  # a residual this many times the best one sends a sample back to its best iterate
 
 
 class Window:
@@ -38,7 +36,7 @@ class Window:
     ----------
     matrix : array, shape (..., m, m)
         On the host, in double: whatever the method writes there, one row and column a slot.
-    squares : array, shape (..., m)
+    sizes : array, shape (..., m)
         The same for one number a slot.
     held : array of bool, shape (..., m)
         The slots whose differences a sample makes use of.
@@ -54,7 +52,7 @@ class Window:
         self.eps = facts.eps
         self.dtype: Any = complex if facts.is_complex else float
         self.matrix = np.zeros((*like.shape[:-1], m, m), self.dtype)
-        self.squares = np.zeros((*like.shape[:-1], m))
+        self.sizes = np.zeros((*like.shape[:-1], m))
         self.held = np.zeros((*like.shape[:-1], m), bool)
         self.m, self._pushed = m, 0
 
@@ -111,12 +109,15 @@ class Window:
 class SecantMethod(ForwardSolver):
     """Interface of the methods with a window: what a difference is tested with, and the small system.
 
-    A step that doubles the best residual is taken back, but what it has taught is kept, so maps that expand are solved
-    too as long as the window holds their expanding directions. A sample that does not improve for ``3 m`` steps
-    forgets its window and goes on by plain iteration, and back if that does not help, with twice the patience.
+    A step to a residual of more than ``growth`` times the best one is taken back, but what it has taught is kept, so
+    maps that expand are solved too as long as the window holds their expanding directions. A sample that does not
+    improve for ``3 m`` steps forgets its window and goes on by plain iteration, and back if that does not help, with
+    twice the patience.
     """
 
     m: int
+
+    growth: ClassVar[float]
 
     @abstractmethod
     def append(self, window: Window, d_state: Array, d_residual: Array, d_image: Array) -> None:
@@ -143,7 +144,7 @@ class SecantMethod(ForwardSolver):
             plain = plain ^ stalled
             waited, patience = pick(stalled, 0, waited), pick(stalled, 2 * patience, patience)
             # A rejected step has taught its secant all the same: the next one starts from the best iterate and uses it.
-            back = stalled | (negate(plain) & negate(point.size <= _WORSE * best.size))
+            back = stalled | (negate(plain) & negate(point.size <= self.growth * best.size))
             old = search.blend(negate(back), point, best)
             if any_true(plain | stalled):
                 window.forget(plain | stalled)
