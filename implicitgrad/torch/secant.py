@@ -7,6 +7,7 @@ system: ``f_k - dF g`` is where a linear model of the residual vanishes (Fang & 
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import Any, ClassVar
 
@@ -111,8 +112,8 @@ class SecantMethod(ForwardSolver):
 
     A step to a residual of more than ``growth`` times the best one is taken back, but what it has taught is kept, so
     maps that expand are solved too as long as the window holds their expanding directions. A sample that does not
-    improve for ``3 m`` steps forgets its window and goes on by plain iteration, and back if that does not help, with
-    twice the patience.
+    improve for ``3 m`` steps forgets its window and goes on by plain iteration; one that does not improve by that either
+    goes back, and returns to it with four times the patience.
     """
 
     m: int
@@ -130,22 +131,30 @@ class SecantMethod(ForwardSolver):
     def iterate(self, search: Search) -> None:
         """Visit ``z0`` and ``f(z0)``, then accelerated points; ``old`` is what differences are taken from."""
         window = Window(search.backend, search.start, int(self.m))
-        point = best = search.visit(search.start)
-        waited: Any = 0 * search.iters  # steps since the best iterate
+        point = best = orbit = search.visit(search.start)
+        mark = point.size  # the smallest residual since the last change between mixing and plain iteration
+        waited: Any = 0 * search.iters  # steps since then
         patience: Any = waited + 3 * self.m
         plain: Any = waited > 0  # samples that take the steps of Picard for now
         while search.running:
             better = point.size <= best.size
             best = search.blend(better, point, best)
-            waited = pick(better, 0, waited + 1)
-            # Mixing can circle where the plain iteration converges, and the other way round: who does not improve on
-            # the best iterate for long hands it to the other, which is given twice as long.
-            stalled = waited > patience
+            improved = point.size < mark
+            mark, waited = pick(improved, point.size, mark), pick(improved, 0, waited + 1)
+            # Mixing can circle where the plain iteration converges, and the other way round: who does not improve for
+            # long hands over to the other. Mixing begins anew at the best iterate. Plain steps form one orbit, with
+            # more patience at each turn: near a fixed point that has just vanished, where the residual is small and
+            # mixing is held, it has to lose what was gained before it gets on.
+            stalled = waited > pick(plain, patience, 3 * self.m)
+            first_turn = stalled & negate(plain) & (patience == 3 * self.m)
+            orbit = search.blend(stalled & plain, point, search.blend(first_turn, best, orbit))
+            patience = pick(stalled & negate(plain), 4 * patience, patience)
             plain = plain ^ stalled
-            waited, patience = pick(stalled, 0, waited), pick(stalled, 2 * patience, patience)
+            mark, waited = pick(stalled, math.inf, mark), pick(stalled, 0, waited)
             # A rejected step has taught its secant all the same: the next one starts from the best iterate and uses it.
-            back = stalled | (negate(plain) & negate(point.size <= self.growth * best.size))
+            back = negate(plain) & (stalled | negate(point.size <= self.growth * best.size))
             old = search.blend(negate(back), point, best)
+            old = search.blend(stalled & plain, orbit, old)
             if any_true(plain | stalled):
                 window.forget(plain | stalled)
             z = old.image
