@@ -7,7 +7,8 @@ others waiting.
 A rank can fail by itself: its part of the map raises, or returns the wrong thing. Every reduction therefore carries one
 number more than it was asked for, a flag, at no cost that can be measured. A rank with an exception goes on with zeros
 until the next reduction, and there all ranks learn of it: the origin raises its own exception, the others an
-``OperatorError`` that names it. Used by ``array.py`` and ``verbs.py``.
+``OperatorError`` that names it. Used by ``array.py`` and ``verbs.py``, and by
+the torch adapter's ``Lockstep``.
 """
 
 from __future__ import annotations
@@ -166,7 +167,7 @@ class Ranks:
             raise failure
         where = "; ".join(f"rank {number}, {words}" for number, words in enumerate(told) if words is not None)
         raise OperatorError(
-            f"Sharded: the solve ends on all {len(told)} ranks because of {where}. This rank has done nothing wrong; "
+            f"A solve over {len(told)} ranks ends on all of them because of {where}. This rank has done nothing wrong; "
             "look at the one that is named."
         )
 
@@ -184,6 +185,6 @@ def _told(collective: Callable[[], Any], count: int) -> None:
         collective()
     except RuntimeError as error:
         raise OperatorError(
-            f"Sharded: a reduction over {count} ranks failed, expected all to answer. One has ended, or has not "
+            f"A reduction over {count} ranks failed, expected all to answer. One has ended, or has not "
             f"come within the timeout of its process group; look for its own error. Here: {error}"
         ) from error

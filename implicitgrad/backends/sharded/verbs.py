@@ -53,8 +53,9 @@ class ShardedBackend(TorchBackend):
         return float(largest) if x.ndim == 1 else largest
 
     def equal(self, x: Array, y: Array) -> bool:
-        same = x.ranks == y.ranks and bool(torch.equal(x._local, y._local))
-        return x.ranks.all(same, x.device, failed(x, y))
+        same = x.ranks == y.ranks and torch.equal(x._local, y._local)
+        everywhere: bool = x.ranks.all(same, x.device, failed(x, y))
+        return everywhere
 
     def row_products(self, rows: Array, x: Array) -> Array:
         return self.block_products([rows], x)[0]
