@@ -13,10 +13,20 @@ except ModuleNotFoundError as _missing:
         'Install them with: pip install "implicitgrad[torch]"'
     ) from _missing
 
+from implicitgrad.backends.sharded import Sharded
 from implicitgrad.torch.anderson import Anderson
 from implicitgrad.torch.fixed_point import fixed_point, implicit_gradient
 from implicitgrad.torch.forward import ForwardSolver, Picard
 from implicitgrad.torch.operators import vjp_operator
 from implicitgrad.torch.report import Report
 
-__all__ = ["Anderson", "ForwardSolver", "Picard", "Report", "fixed_point", "implicit_gradient", "vjp_operator"]
+__all__ = [
+    "Anderson",
+    "ForwardSolver",
+    "Picard",
+    "Report",
+    "Sharded",
+    "fixed_point",
+    "implicit_gradient",
+    "vjp_operator",
+]

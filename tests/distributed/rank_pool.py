@@ -19,7 +19,7 @@ class Pool:
     """``size`` processes of one group. ``limit`` is how many seconds a function may take."""
 
     def __init__(self, size, folder, timeout=20.0):
-        context = multiprocessing.get_context("spawn")  # a fork would inherit locks of torch's threads
+        context = _context()
         self.broken = False
         self.processes, self.pipes = [], []
         for rank in range(size):
@@ -63,6 +63,15 @@ class Pool:
             process.kill()
         for process in self.processes:
             process.join()
+
+
+def _context():
+    """Return how processes start: not by a fork of this one, which would inherit locks of torch's threads."""
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # a process without threads, which has imported torch for all
+    context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "implicitgrad.torch", "pytest"])
+    return context
 
 
 def _serve(rank, size, folder, timeout, pipe):

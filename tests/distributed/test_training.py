@@ -35,6 +35,7 @@ class Equilibrium(nn.Module):
         super().__init__()
         self.cell, self.engine = Cell(), engine
         self.told = []
+        self.adjoint, self.on_failure = SERIES, "return"
         self.gathered = None
 
     def forward(self, x):
@@ -54,7 +55,7 @@ class Equilibrium(nn.Module):
                 return self.cell(z, x)
 
             z = FORWARD.solve(stepped, start).x
-        return reattach(lambda z: self.cell(z, x), z, Adjoint("layer", SERIES, "return", self.told.append))
+        return reattach(lambda z: self.cell(z, x), z, Adjoint("layer", self.adjoint, self.on_failure, self.told.append))
 
 
 class Model(nn.Module):
@@ -170,3 +171,25 @@ def _second(rank):
 
 def test_a_second_derivative_of_a_sharded_cell_is_refused(two_ranks):
     assert all("got a second derivative" in text for text in two_ranks.run(_second))
+
+
+def _one_rank_fails(rank):
+    model = _sharded("cell", "reattach")
+    model.layer.adjoint = (SERIES, ig.Neumann(rtol=1e-13, max_iters=2))[rank]
+    model.layer.on_failure = "raise"
+    loss = _loss(model, _data().chunk(2)[rank])
+    try:
+        loss.backward()
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return "", ""
+
+
+def test_a_backward_solve_that_raises_on_one_rank_raises_on_all(two_ranks):
+    """NotConvergedError where the solve failed, OperatorError with its words where products were still wanted."""
+    answers = two_ranks.run(_one_rank_fails)
+    assert answers[1][0] == "NotConvergedError"
+    assert answers[0][0] == "OperatorError"
+    assert (
+        "because of rank 1, NotConvergedError: layer, backward: adjoint_solve: Neumann stopped after" in answers[0][1]
+    )
