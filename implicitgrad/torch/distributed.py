@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from implicitgrad.backends.sharded.ranks import Ranks
+from implicitgrad.errors import SettingError
 
 __all__ = ["Lockstep", "announced", "gathering_group"]
 
@@ -129,6 +130,11 @@ def gathering_group(image: torch.Tensor, start: torch.Tensor) -> Any:
     start : tensor
         A tensor whose graph node was made just before the map was called: older nodes are not the map's.
 
+    Raises
+    ------
+    SettingError
+        Modules inside the map are sharded over different groups: no one group can keep them together.
+
     Examples
     --------
     >>> import torch
@@ -137,6 +143,7 @@ def gathering_group(image: torch.Tensor, start: torch.Tensor) -> Any:
     True
     """
     first = 0 if start.grad_fn is None else start.grad_fn._sequence_nr()
+    groups: list[Any] = []
     seen: set[Any] = set()
     stack: list[Any] = [image.grad_fn]
     while stack:
@@ -145,7 +152,14 @@ def gathering_group(image: torch.Tensor, start: torch.Tensor) -> Any:
         if node is None or node in seen or node._sequence_nr() < first:
             continue
         if node.name() == _FSDP_NODE:
-            return node.param_group.mesh_info.shard_process_group
+            group = getattr(node.param_group.mesh_info, "shard_process_group", None)  # replicas gather nothing
+            if group is not None and group not in groups:
+                groups.append(group)
         seen.add(node)
         stack.extend(following for following, _ in node.next_functions)
-    return None
+    if len(groups) > 1:
+        raise SettingError(
+            f"fixed_point: got a map whose modules are sharded over {len(groups)} process groups, expected one mesh "
+            "for all modules inside the map. Apply fully_shard to them with the same mesh."
+        )
+    return groups[0] if groups else None

@@ -193,3 +193,24 @@ def test_a_backward_solve_that_raises_on_one_rank_raises_on_all(two_ranks):
     assert (
         "because of rank 1, NotConvergedError: layer, backward: adjoint_solve: Neumann stopped after" in answers[0][1]
     )
+
+
+def _two_groups(rank):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    cell = Cell()
+    for part, size in ((cell.inner, (2,)), (cell.outer, (1, 2))):
+        mesh = init_device_mesh("cpu", size, mesh_dim_names=("a", "b")[-len(size) :])
+        fully_shard(part, mesh=mesh if len(size) == 1 else mesh["a"])
+    point = torch.zeros(3, WIDTH, dtype=torch.float64).requires_grad_() + 0
+    try:
+        gathering_group(cell(point, point), point)
+    except SettingError as error:
+        return str(error)
+    return ""
+
+
+def test_modules_of_two_meshes_inside_one_map_are_refused(two_ranks):
+    """A group keeps its own ranks together and no others."""
+    assert all("sharded over 2 process groups" in text for text in two_ranks.run(_two_groups))
