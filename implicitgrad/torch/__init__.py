@@ -13,6 +13,7 @@ except ModuleNotFoundError as _missing:
         'Install them with: pip install "implicitgrad[torch]"'
     ) from _missing
 
+from implicitgrad.backends.sharded import Sharded
 from implicitgrad.torch.anderson import Anderson
 from implicitgrad.torch.broyden import Broyden
 from implicitgrad.torch.fixed_point import fixed_point, implicit_gradient
@@ -31,6 +32,7 @@ __all__ = [
     "NewtonKrylov",
     "Picard",
     "Report",
+    "Sharded",
     "argmin",
     "fixed_point",
     "implicit_gradient",
