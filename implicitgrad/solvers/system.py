@@ -84,6 +84,7 @@ class System:
         self.kept: dict[str, Any] = {}  # what a method wants to find again in its next cycle
         self.parking: Any = None
         self.broken: tuple[Any, Status] | None = None
+        self.tail: tuple[Any, Any] | None = None  # of a series: the last term's norm, and its ratio to the one before
 
         self.finite: Any = True if self.single else np.ones(self.batch, bool)
         self.exponent: Any = 0 if self.single else np.zeros(self.batch, int)
