@@ -105,8 +105,8 @@ class _Run:
         self._close(self.open & (system.rhs_norm == 0), Status.CONVERGED)  # b = 0 has the answer 0, whatever A is
 
         self.x: Array | None = None  # where the next cycle starts, None for zero; r is its true residual
-        # A copy: b itself, by which the residual is measured, is never lent to the operator.
-        self.r, self.r_norm = system.backend.copy(system.rhs), system.rhs_norm
+        self.r: Array | None = system.first_residual()
+        self.r_norm = system.rhs_norm
         self.best: Array | None = None  # the best iterate whose residual was measured, None for zero
         self.best_norm = pick(self.open, math.inf, self.r_norm) if method.stationary else self.r_norm
         self.measured = True
@@ -123,7 +123,7 @@ class _Run:
         system, backend = self.system, self.system.backend
         x0 = backend.stop_gradient(x0)
         if system.half:
-            x0 = backend.astype(x0, system.rhs.dtype)
+            x0 = backend.astype(x0, system.given.dtype)
         self._close(self.open & negate(finite(backend.max_abs(x0))), Status.NONFINITE_INPUT)
         if any_true(self.open):
             self._measure(backend.times_power_of_two(system.keep(self.open, x0), -system.exponent))
@@ -154,6 +154,11 @@ class _Run:
         self._replace(better, x)
         self.best_norm = pick(better, self.r_norm, self.best_norm)
 
+    def _handed_over(self) -> tuple[Array | None, Array]:
+        """Return the start of a cycle and its residual, and forget them: a vector held here is one that nobody uses."""
+        x, r, self.x, self.r = self.x, self.r, None, None
+        return x, (r if all_true(self.open) else self.system.keep(self.open, r))
+
     def _cycle(self) -> tuple[Array, _Cycle]:
         """Run the method from ``(x, r)`` until every open system has left it; return its best iterates."""
         system, method = self.system, self.method
@@ -174,9 +179,8 @@ class _Run:
         best: Any = self.x
         best_norm = pick(self.open, math.inf, math.inf)
         poisoned = False
-        r = self.r if all_true(self.open) else system.keep(self.open, self.r)
 
-        for step, (norms, iterate) in enumerate(method.iterations(system, self.x, r)):
+        for step, (norms, iterate) in enumerate(method.iterations(system, *self._handed_over())):
             history.append(norms if single else np.where(system.live, norms, np.nan))
             better = norms < (math.inf if self.fixed else best_norm)
             if single:

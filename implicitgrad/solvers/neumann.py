@@ -100,10 +100,15 @@ class Neumann(IterativeSolver):
             yield size * ratio, x
             x, term = system.park(x, term)
             system.num_matvecs += 1
-            image = contraction.apply(term)
-            term = damping * term + step * image if damping else image
-            del image
-            x = x + (step * term if damping else term)
+            if damping:
+                image = step * contraction.apply(term)
+                term = damping * term  # in steps of its own: each frees what the one before has used up
+                term = term + image
+                del image
+                x = x + step * term
+            else:
+                term = contraction.apply(term)
+                x = x + term
             before, size = size, backend.host_norm(term)
             ratio = quotient(size, before)
             system.tail = size, ratio

@@ -91,11 +91,18 @@ class Richardson(IterativeSolver):
             yield size * quotient(size, before), x
             b, x = system.park(b, x)
             system.num_matvecs += 1
-            following = contraction.apply(x) + b
+            following = contraction.apply(x)
+            following = following + b
             residual = following - x
             before, size = size, backend.host_norm(residual)
-            x = x + step * residual if damping else following
-            del following, residual
+            if damping:
+                del following
+                residual = step * residual  # in steps of its own: each frees what the one before has used up
+                x = x + residual
+            else:
+                x = following
+                del following
+            del residual
             system.tail = size, quotient(size, before)
             if system.fixed_budget:
                 continue

@@ -144,6 +144,6 @@ class RussianRoulette(IterativeSolver):
             step += 1
             if step > self.min_iters:
                 weight /= self.continuation
-            x = x + (weight * term if weight != 1.0 else term)
+            x = x + (term if weight == 1.0 else weight * term)
             before, size = size, backend.host_norm(term)
             ratio = quotient(size, before)
