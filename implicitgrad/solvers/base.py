@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from functools import wraps
 from time import perf_counter
@@ -194,7 +194,9 @@ def timed(solve: Callable[..., Solution]) -> Callable[..., Solution]:
     def measured(*args: Any, **kwargs: Any) -> Solution:
         start = perf_counter()
         solution = solve(*args, **kwargs)
-        return replace(solution, seconds=perf_counter() - start)
+        # In place, though it is frozen: it was made a moment ago, and replace() takes ten times as long.
+        object.__setattr__(solution, "seconds", perf_counter() - start)
+        return solution
 
     return measured
 
