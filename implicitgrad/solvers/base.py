@@ -79,8 +79,8 @@ class Solution:
         terms do not show yet. For a non-normal one it misleads while the powers of ``I - A`` still grow, or
         fall faster than they will in the end. It is an estimate, no bound.
 
-        ``SAMPLED``: 0, for the mean of many draws is the solution. What one draw is off by is noise: take the standard
-        error over draws.
+        ``SAMPLED``: 0, for the mean of many draws is the solution; infinite where the terms of this draw grew in the
+        end, for then there may be no mean. What one draw is off by is noise: take the standard error over draws.
     trajectory : tuple of array
         The points at which a forward solver has evaluated its map, where that was asked for; else empty.
     """
@@ -180,10 +180,12 @@ def _where(relative: float, bound: float, rhs_norm: float) -> str:
 
 def _off_by(bias: float | None, status: Status) -> str:
     """Say the bias of an approximation in the message, where there is one to say."""
-    if bias is None or status is not Status.TRUNCATED or math.isnan(bias):
+    if bias is None or math.isnan(bias):
         return ""
     if bias == math.inf:
         return ", bias unbounded, for the terms grow"
+    if status is not Status.TRUNCATED:
+        return ""
     return f", norm(x* - x) about {bias:.1e}"
 
 

@@ -6,6 +6,7 @@ not biased: the noise averages out over the steps of a stochastic optimizer, a b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from implicitgrad.backends import Array
-from implicitgrad.backends.host import quotient
+from implicitgrad.backends.host import pick, quotient
 from implicitgrad.errors import SettingError, SettingTypeError
 from implicitgrad.operators import identity_minus
 from implicitgrad.solvers.base import check_settings
@@ -70,10 +71,11 @@ class RussianRoulette(IterativeSolver):
     settings, with no upper end. One call serves the batch, so ``B`` systems cost the largest of ``B`` draws, about
     ``m + log(B) / log(1/q)`` calls: ``num_iters`` has each system's own ``T``, ``num_matvecs`` the calls. Two vectors.
 
-    The status is ``SAMPLED``, ``Solution.bias`` is 0 and no standard error is given: one draw does not know it. Hand in
-    ``b`` as a batch of copies and take the standard deviation over the draws, as in the example. ``history`` is the
-    residual of the plain sum, without the weights. From ``x0`` the series is that of ``b - A x0``: a good guess makes
-    the noise as small as its residual.
+    The status is ``SAMPLED``; ``Solution.bias`` is 0, or infinite where the last term of the draw was no smaller than
+    the one before, so that the series seems not to converge. No standard error is given: one draw does not know it.
+    Hand in ``b`` as a batch of copies and take the standard deviation over the draws, as in the example. ``history``
+    is the residual of the plain sum, without the weights. From ``x0`` the series is that of ``b - A x0``: a good guess
+    makes the noise as small as its residual.
 
     Examples
     --------
@@ -125,8 +127,8 @@ class RussianRoulette(IterativeSolver):
         return drawn if batch else int(drawn)
 
     def bias(self, system: System, residual_norm: Any) -> Any:
-        """Return 0: the mean over draws is the solution."""
-        return 0.0 if system.single else np.zeros(system.batch)
+        """Return 0, the mean over draws being the solution; infinite where the last terms grew: there is no mean."""
+        return pick(system.kept.get("grows", False if system.single else np.zeros(system.batch, bool)), math.inf, 0.0)
 
     def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Any, Any]]:
         """Add the weighted terms; the driver takes a system out at its own ``T``."""
@@ -136,6 +138,7 @@ class RussianRoulette(IterativeSolver):
         del r
         size, ratio = backend.host_norm(term), 1.0
         step, weight = 0, 1.0
+        grows: Any = False if system.single else np.zeros(system.batch, bool)  # of the last term that a system has seen
         while True:
             yield size * ratio, x
             x, term = system.park(x, term)
@@ -147,3 +150,4 @@ class RussianRoulette(IterativeSolver):
             x = x + (term if weight == 1.0 else weight * term)
             before, size = size, backend.host_norm(term)
             ratio = quotient(size, before)
+            grows = system.kept["grows"] = pick(system.live, ratio >= 1, grows)

@@ -167,6 +167,18 @@ def test_a_nan_in_one_system_leaves_the_others_alone():
     assert np.linalg.norm(solution.x[2] - exact) < np.linalg.norm(exact)
 
 
+def test_a_series_that_does_not_converge_is_not_called_unbiased():
+    """The other side: rho(J) >= 1, system by system, each at its own end."""
+    J = ig.DenseOperator(np.stack([0.5 * np.eye(2), -1.5 * np.eye(2), 0.9 * np.eye(2)]))
+    solution = ig.adjoint_solve(J, np.ones((3, 2)), solver=roulette(min_iters=2))
+    assert solution.bias.tolist() == [0.0, np.inf, 0.0]
+    assert len(set(solution.num_iters.tolist())) == 3
+    assert "bias unbounded" in solution.message
+    alone = ig.adjoint_solve(ig.DenseOperator(-1.5 * np.eye(2)), np.ones(2), solver=roulette())
+    assert alone.bias == np.inf
+    assert "bias unbounded" in alone.message
+
+
 def test_sampled_is_what_was_asked_for_and_nothing_more():
     J = ig.DenseOperator(0.5 * np.eye(2))
     solution = ig.adjoint_solve(J, np.ones(2), solver=roulette())  # does not raise
