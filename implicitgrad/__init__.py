@@ -30,6 +30,7 @@ from implicitgrad.solvers import (
     Neumann,
     NormalEquations,
     Richardson,
+    RussianRoulette,
     Solution,
     Solver,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "NotConvergedError",
     "OperatorError",
     "Richardson",
+    "RussianRoulette",
     "SettingError",
     "SettingTypeError",
     "ShapeError",

@@ -37,8 +37,9 @@ def adjoint_solve(
         First guess, such as the adjoint of the last training step. It never loosens or tightens the bound.
     on_failure : {"raise", "warn", "return"} or Solver
         What to do where a system does not converge: raise ``NotConvergedError``, warn with ``ConvergenceWarning`` and
-        return, return, or solve the failed systems again with another solver (and raise if that fails too). A fixed
-        budget that was spent as asked (``TRUNCATED``) is no failure.
+        return, return, or solve the failed systems again with another solver (and raise if that fails too). An
+        approximation that was asked for by name (``TRUNCATED``, ``SAMPLED``) is no failure; ``Solution.bias`` says what
+        it may be off by.
 
     Returns
     -------

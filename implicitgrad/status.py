@@ -28,6 +28,10 @@ class Status(Enum):
         "The fixed budget of iterations (rtol = atol = 0) was spent, as asked; the residual was not measured, "
         "pass final_residual=True to have it."
     )
+    SAMPLED = (
+        "The series was cut at a random place and reweighted, as asked: x is one draw of an unbiased estimate, not a "
+        "solution; average draws, or raise continuation, for less noise."
+    )
     MAX_ITERS = "max_iters was reached before the bound: raise max_iters, loosen rtol, or choose another solver."
     STAGNATED = (
         "The residual stopped falling above the bound. At the floor of the float format nothing more can be had: "
@@ -71,5 +75,5 @@ class Status(Enum):
 
     @property
     def is_good(self) -> bool:
-        """True where the solve did what was asked: it converged, or spent the fixed budget it was given."""
-        return self in (Status.CONVERGED, Status.TRUNCATED)
+        """True where the solve did what was asked: it converged, or made the approximation that was named."""
+        return self in (Status.CONVERGED, Status.TRUNCATED, Status.SAMPLED)

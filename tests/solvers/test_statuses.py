@@ -1,5 +1,7 @@
 """Each status has a system that was built for it. And the other side: what must not be called that."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -297,7 +299,13 @@ def test_every_status_has_a_sentence():
     for status in Status:
         assert len(status.sentence) > 40
         assert status.sentence.endswith(".")
-        assert status.is_good is (status in (Status.CONVERGED, Status.TRUNCATED))
+        assert status.is_good is (status in (Status.CONVERGED, Status.TRUNCATED, Status.SAMPLED))
+
+
+def test_every_status_stands_in_the_table_of_the_docs():
+    page = (Path(__file__).parents[2] / "docs" / "statuses.md").read_text()
+    for status in Status:
+        assert f"| `{status.name}` |" in page
 
 
 def test_a_solution_that_its_dtype_cannot_hold_is_no_success():
