@@ -2,9 +2,9 @@
 
     python docs/examples/equilibrium_classifier.py [--epochs 8]
 
-The hidden state of each image is the fixed point of ``z = tanh(W z + U x + b)``; nothing is unrolled. After each step W is
-projected back to a spectral norm of 0.8, so the map keeps contracting. Dropout acts inside the map, with one mask for all
-calls of a pass. Data: scikit-learn's bundled digits.
+The hidden state of each image is the fixed point of ``z = tanh(W z + U x + b)``; nothing is unrolled. After each step W
+is projected back to a spectral norm of 0.8, so the map keeps contracting. Dropout acts inside the map, with one mask
+for all calls of a pass. Data: scikit-learn's bundled digits.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Run it as ``python docs/examples/fsdp.py``; it starts two processes on this machine. Where ``fully_shard`` is applied to
 the model or to the layer, ``igt.fixed_point`` finds whole parameters when it is called. Where it is applied to the cell
 that is solved for, each evaluation gathers the parameters, all ranks have to take part in it, and autograd sees copies
-that come and go: ``Lockstep`` keeps the ranks together and ``reattach`` leaves the graph to FSDP2.
+that come and go: ``igt.fixed_point`` notices, keeps the ranks together and leaves the graph to FSDP2.
 """
 
 import tempfile
@@ -17,9 +17,6 @@ from torch.multiprocessing import spawn
 
 import implicitgrad as ig
 import implicitgrad.torch as igt
-from implicitgrad.torch.distributed import Lockstep, gathering_group
-from implicitgrad.torch.implicit import Adjoint
-from implicitgrad.torch.reattach import reattach
 
 RANKS = 2
 FORWARD, ADJOINT = igt.Anderson(rtol=1e-13), ig.GMRES(rtol=1e-12)
@@ -46,20 +43,7 @@ class Equilibrium(nn.Module):
         self.cell = Cell(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        start = torch.zeros_like(x)
-        point = start.clone().requires_grad_() + 0
-        group = gathering_group(self.cell(point, x), point)
-        if group is None:
-            return igt.fixed_point(self.cell, start, x, solver=FORWARD, adjoint=ADJOINT, batch_ndim=1)
-        with torch.no_grad(), Lockstep(group, idle=lambda: self.cell(start, x)) as ranks:
-
-            def together(z: torch.Tensor) -> torch.Tensor:
-                ranks.announce()
-                return self.cell(z, x)
-
-            z = FORWARD.solve(together, start).x
-        settings = Adjoint("Equilibrium", ADJOINT, "warn", lambda solution: None)
-        return reattach(lambda z: self.cell(z, x), z, settings)
+        return igt.fixed_point(self.cell, torch.zeros_like(x), x, solver=FORWARD, adjoint=ADJOINT, batch_ndim=1)
 
 
 def built(shard: str) -> nn.Module:

@@ -57,8 +57,8 @@ class Observed(TorchFunctionMode):
         self._made: dict[int, weakref.ref[torch.Tensor]] = {}
         self._written: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         with torch.enable_grad():
-            marker = torch.zeros((), requires_grad=True) + 0
-        self._first = _age(marker.grad_fn)
+            self.start = torch.zeros((), requires_grad=True) + 0  # older graph nodes are not the map's
+        self._first = _age(self.start.grad_fn)
         self._transformed = is_transformed()
         self.captured: list[torch.Tensor] = []
 

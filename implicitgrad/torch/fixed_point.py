@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
+
+from implicitgrad.backends import Array
 from implicitgrad.errors import SettingTypeError
-from implicitgrad.solvers import Solver
+from implicitgrad.operators import VJPOperator
+from implicitgrad.solvers import Solution, Solver
 from implicitgrad.torch.anderson import Anderson
+from implicitgrad.torch.equation import Equation
 from implicitgrad.torch.flat import FlatFunction
 from implicitgrad.torch.forward import ForwardSolver
 from implicitgrad.torch.layout import Layout
-from implicitgrad.torch.passes import Pass, measured
+from implicitgrad.torch.operators import jacobian_of
+from implicitgrad.torch.passes import FlatMap, Pass, measured
 from implicitgrad.torch.report import Report
 
 __all__ = ["fixed_point", "implicit_gradient"]
@@ -27,6 +34,7 @@ def fixed_point(
     on_failure: Any = "warn",
     report: Report | None = None,
     adjoint_x0: Any = None,
+    group: Any = None,
 ) -> Any:
     """Return the fixed point ``z = f(z, *args)``, differentiable by the implicit function theorem.
 
@@ -103,9 +111,22 @@ def fixed_point(
             f"{name}: got solver={solver!r}, expected a forward solver such as Anderson() or Picard()."
         )
     layout = Layout.of(name, z0, batch_ndim)
-    this = Pass(FlatFunction(name, f, layout, args), adjoint, on_failure, report, adjoint_x0)
-    method = Anderson() if solver is None else solver
-    return this.run(z0, lambda F, merit, z, first, keep: method.solve(F, z, first, keep))
+    this = Pass(FlatFunction(name, f, layout, args), adjoint, on_failure, report, adjoint_x0, group=group)
+    return this.run(z0, partial(_search, Anderson() if solver is None else solver))
+
+
+def _search(
+    method: ForwardSolver, F: FlatMap, merit: FlatMap | None, z0: Array, first: Array | None, trajectory: bool
+) -> Solution:
+    """Run ``method`` on the map alone, or on a map of shards, which only we know how to linearize."""
+
+    def linearize(z: Array) -> VJPOperator:
+        with torch.enable_grad():
+            point = z.local.clone().requires_grad_()
+            return jacobian_of(F(point), point, size=z.shape[-1])
+
+    equation = F if isinstance(z0, torch.Tensor) else Equation(F, linearize=linearize)
+    return method.solve(equation, z0, first, trajectory)
 
 
 def implicit_gradient(
@@ -117,12 +138,13 @@ def implicit_gradient(
     on_failure: Any = "warn",
     report: Report | None = None,
     adjoint_x0: Any = None,
+    group: Any = None,
 ) -> Any:
     """Give a fixed point that was found elsewhere its implicit gradient: bring your own forward solver.
 
     Parameters
     ----------
-    f, *args, adjoint, batch_ndim, report, adjoint_x0
+    f, *args, adjoint, batch_ndim, report, adjoint_x0, group
         As for ``fixed_point``.
     z_star : tensor, or nested tensors
         ``z* = f(z*, *args)``, from any solver. Its own history is not used.
@@ -149,5 +171,5 @@ def implicit_gradient(
     """
     name = "implicit_gradient"
     layout = Layout.of(name, z_star, batch_ndim)
-    this = Pass(FlatFunction(name, f, layout, args), adjoint, on_failure, report, adjoint_x0)
+    this = Pass(FlatFunction(name, f, layout, args), adjoint, on_failure, report, adjoint_x0, group=group)
     return this.run(z_star, measured)

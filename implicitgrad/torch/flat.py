@@ -8,6 +8,7 @@ and in the backward pass, which autograd runs without it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from copy import copy
 from typing import Any, cast
@@ -17,6 +18,7 @@ import torch
 
 from implicitgrad.errors import SettingTypeError
 from implicitgrad.torch.captured import Observed, Substituted, is_transformed
+from implicitgrad.torch.distributed import gathering_group
 from implicitgrad.torch.frozen import Frozen, eager
 from implicitgrad.torch.layout import Layout
 
@@ -48,6 +50,8 @@ class FlatFunction:
         The tensors among the arguments and then, once ``observe`` has run, the captured ones.
     captured : tuple of tensor
         The latter.
+    gathered : ProcessGroup or None
+        Whose ranks each evaluation gathers parameters from, where FSDP2 shards a module inside of ``f``.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class FlatFunction:
             raise SettingTypeError(f"{name}: got f of type {type(f).__qualname__}, expected a callable f(z, *args).")
         self.name, self.layout = name, layout
         self.captured: tuple[torch.Tensor, ...] = ()
+        self.gathered: Any = None
         self.frozen = Frozen(layout.device)
         self._f, self._form = f, form
         leaves, self._treespec = optree.tree_flatten(cast(Any, args))
@@ -94,8 +99,10 @@ class FlatFunction:
             ``f`` uses a tensor with a history in a way that cannot be followed.
         """
         wanted = torch.is_grad_enabled()
-        with eager():
-            if wanted and not is_transformed():
+        # What FSDP2 does to its modules is to be seen in a graph only.
+        fsdp = "torch.distributed.fsdp" in sys.modules and torch.distributed.is_initialized() and not is_transformed()
+        with eager(), torch.set_grad_enabled(wanted or fsdp):
+            if (wanted or fsdp) and not is_transformed():
                 own = [z.detach().requires_grad_(), *(t.detach() for t in self.tensors)]
             else:  # a transform hides who requires a gradient, and lets nobody ask for one
                 own = [z, *self.tensors]
@@ -106,7 +113,9 @@ class FlatFunction:
                     image = self._evaluate(own[0], tuple(own[1:]))
             finally:
                 self.frozen.end(seen.written)
-            if wanted:
+            if fsdp:
+                self.gathered = gathering_group(image, seen.start)
+            if wanted and self.gathered is None:
                 self.captured = tuple(seen.reached(self.name, image))
                 self.tensors = [*self.tensors, *self.captured]
         return image.detach()

@@ -28,6 +28,7 @@ import torch
 from torch.overrides import handle_torch_function
 
 from implicitgrad.adjoint import adjoint_solve, report_failure, solve, tangent_solve
+from implicitgrad.backends.sharded import Sharded
 from implicitgrad.errors import NotConvergedError, SettingError
 from implicitgrad.operators import VJPOperator
 from implicitgrad.solvers import Solution, Solver
@@ -61,6 +62,8 @@ class Adjoint:
         Whether ``J`` equals its conjugate transpose.
     shifted : bool
         Whether ``A = I - J`` (a fixed point) or ``A = J`` (a root).
+    cut : Sharded or None
+        A vector split as the state is, where the state is spread over processes; tensors are local shards then.
     """
 
     name: str
@@ -70,12 +73,18 @@ class Adjoint:
     x0: torch.Tensor | None = None
     symmetric: bool = False
     shifted: bool = True
+    cut: Sharded | None = None
 
-    def solve(self, image: torch.Tensor, point: torch.Tensor, rhs: torch.Tensor, transposed: bool = True) -> Solution:
-        """Solve ``A^H u = rhs``, or ``A v = rhs``; report, then raise or warn as the policy says."""
-        operator: VJPOperator = jacobian_of(image, point, symmetric=self.symmetric)
-        rhs = rhs.detach()
-        x0 = self.x0 if transposed and self.x0 is not None and self.x0.shape == rhs.shape else None
+    def solve(
+        self, image: torch.Tensor, point: torch.Tensor, cotangent: torch.Tensor, transposed: bool = True
+    ) -> Solution:
+        """Solve ``A^H u = cotangent``, or ``A v = tangent``; report, then raise or warn as the policy says."""
+        rhs: Any = cotangent.detach()
+        x0: Any = self.x0 if transposed and self.x0 is not None and self.x0.shape == rhs.shape else None
+        size = None
+        if self.cut is not None:
+            rhs, x0, size = self.cut.like(rhs), None if x0 is None else self.cut.like(x0), self.cut.shape[-1]
+        operator: VJPOperator = jacobian_of(image, point, symmetric=self.symmetric, size=size)
         # The policy is carried out here, so that the words name the layer; another solver to try is the solver's part.
         policy = self.on_failure if isinstance(self.on_failure, Solver) else "return"
         try:
@@ -90,6 +99,8 @@ class Adjoint:
             policy = "raise"
         else:
             policy = self.on_failure if policy == "return" else "return"
+        if self.cut is not None:
+            solution = replace(solution, x=solution.x.local)
         self.tell(solution)
         report_failure(f"{self.name}, {'backward' if transposed else 'forward mode'}", solution, policy, 4)
         return solution

@@ -81,6 +81,11 @@ class Layout:
         """Length ``n`` of the flat vector of one system."""
         return sum(self._lengths())
 
+    @property
+    def kind(self) -> dict[str, Any]:
+        """Dtype and device, as torch's constructors take them."""
+        return {"dtype": self.dtype, "device": self.device}
+
     def _lengths(self) -> list[int]:
         return [math.prod(shape[len(self.batch) :]) for shape in self.shapes]
 

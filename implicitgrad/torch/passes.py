@@ -14,21 +14,24 @@ import optree
 import torch
 
 from implicitgrad.adjoint import check_policy, report_failure
-from implicitgrad.backends.torch import BACKEND
-from implicitgrad.errors import DtypeError, SettingTypeError, ShapeError
+from implicitgrad.backends import backend_of
+from implicitgrad.backends.sharded import Sharded
+from implicitgrad.errors import DtypeError, SettingError, SettingTypeError, ShapeError
 from implicitgrad.solvers import Neumann, Solution, Solver
 from implicitgrad.status import Status
 from implicitgrad.torch.captured import is_transformed
+from implicitgrad.torch.distributed import Lockstep
 from implicitgrad.torch.flat import FlatFunction
 from implicitgrad.torch.implicit import Adjoint, Primal, attach
 from implicitgrad.torch.layout import Layout
+from implicitgrad.torch.reattach import reattach
 from implicitgrad.torch.report import Report
 
 __all__ = ["FlatMap", "Pass", "Search", "measured"]
 
 FlatMap = Callable[..., torch.Tensor]
 # (F of the state alone, the merit of a line search, z0, F(z0) where it is known, whether to keep the trajectory)
-Search = Callable[[FlatMap, FlatMap | None, torch.Tensor, torch.Tensor | None, bool], Solution]
+Search = Callable[[FlatMap, FlatMap | None, Any, Any, bool], Solution]
 
 
 class Pass:
@@ -44,6 +47,8 @@ class Pass:
         As the caller gave them.
     symmetric, shifted : bool
         What the derivative's operator is; see ``Adjoint``.
+    group : ProcessGroup, optional
+        Over whose ranks the state is split; then all tensors here are local shards.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class Pass:
         adjoint_x0: Any = None,
         symmetric: bool = False,
         shifted: bool = True,
+        group: Any = None,
     ) -> None:
         name = function.name
         if report is not None and not isinstance(report, Report):
@@ -67,7 +73,9 @@ class Pass:
 
         solver = _adjoint_solver(name, adjoint, on_failure)
         x0 = None if adjoint_x0 is None else _first_guess(name, function.layout, adjoint_x0)
-        self.adjoint = Adjoint(name, solver, on_failure, tell, x0, symmetric, shifted)
+        layout = function.layout
+        cut = None if group is None else Sharded(torch.zeros((*layout.batch, layout.size), **layout.kind), group)
+        self.adjoint = Adjoint(name, solver, on_failure, tell, x0, symmetric, shifted, cut)
 
     def run(self, z0: Any, search: Search, merit: FlatMap | None = None) -> Any:
         """Return the solution in the structure of ``z0``, with its derivatives.
@@ -82,18 +90,31 @@ class Pass:
         start = layout.ravel(z0)
         with torch.autocast(layout.device.type, enabled=False):
             first = function.observe(start)
+        cut, keep = self.adjoint.cut, report is not None and report.keeps_trajectory
+        if is_transformed() and (cut is not None or function.gathered is not None):
+            raise SettingError(
+                f"{function.name}: got a torch.func transform of a map that is spread over processes, expected plain "
+                "tensors. Use torch.autograd.grad."
+            )
         reusable = None if is_transformed() else first
-
-        keep = report is not None and report.keeps_trajectory
 
         def solve(flat_map: FlatMap, merit: FlatMap | None, z: torch.Tensor) -> Solution:
             with torch.autocast(layout.device.type, enabled=False):
-                solution = search(flat_map, merit, z.detach(), reusable, keep)
+                if cut is None:
+                    solution = search(flat_map, merit, z.detach(), reusable, keep)
+                else:
+                    solution = search(flat_map, merit, cut.like(z.detach()), cut.like(first), keep)
+                    points = tuple(point.local for point in solution.trajectory)
+                    solution = replace(solution, x=solution.x.local, trajectory=points)
             return replace(solution, num_matvecs=solution.num_matvecs + 1)  # the call that was observed
 
-        equation = Primal(self.adjoint, function, solve, merit, function.captured)
-        z = attach(equation, start, *function.tensors)
-        solution = equation.found.pop()
+        if function.gathered is not None:
+            solution = self._together(solve, start)
+            z = reattach(lambda z: function(z, *function.tensors), solution.x, self.adjoint)
+        else:
+            equation = Primal(self.adjoint, function, solve, merit, function.captured)
+            z = attach(equation, start, *function.tensors)
+            solution = equation.found.pop()
         if report is not None:
             report.forward, report.backward = solution, None
             report.trajectory = [layout.unravel(point) for point in solution.trajectory]
@@ -102,13 +123,24 @@ class Pass:
         function.settle(z)
         return layout.unravel(z)
 
+    def _together(self, solve: Callable[..., Solution], start: torch.Tensor) -> Solution:
+        """Solve for a map that communicates: a rank that is done lends its calls to those that are not."""
+        function, tensors = self.function, tuple(t.detach() for t in self.function.tensors)
+        with torch.no_grad(), Lockstep(function.gathered, idle=lambda: function(start, *tensors)) as ranks:
+
+            def announced(z: torch.Tensor) -> torch.Tensor:
+                ranks.announce()
+                return function(z, *tensors)
+
+            return solve(announced, None, start)
+
 
 def measured(
     function: FlatMap, merit: FlatMap | None, z: torch.Tensor, first: torch.Tensor | None, trajectory: bool
 ) -> Solution:
     """Say how far a point that was found elsewhere is from being fixed: a search that takes no step."""
     image = function(z) if first is None else first
-    residual, norm = (np.asarray(BACKEND.to_host(BACKEND.norm(x)), dtype=float) for x in (image - z, image))
+    residual, norm = (np.asarray(backend_of(x).host_norm(x), dtype=float) for x in (image - z, image))
     bound = torch.finfo(z.dtype).eps ** 0.5 * norm
     status = np.full(residual.shape, Status.FORWARD_NOT_CONVERGED, dtype=object)
     status[residual <= bound] = Status.CONVERGED

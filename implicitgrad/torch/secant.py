@@ -112,8 +112,8 @@ class SecantMethod(ForwardSolver):
 
     A step to a residual of more than ``growth`` times the best one is taken back, but what it has taught is kept, so
     maps that expand are solved too as long as the window holds their expanding directions. A sample that does not
-    improve for ``3 m`` steps forgets its window and goes on by plain iteration; one that does not improve by that either
-    goes back, and returns to it with four times the patience.
+    improve for ``3 m`` steps forgets its window and goes on by plain iteration; one that does not improve by that
+    either goes back, and returns to it with four times the patience.
     """
 
     m: int
