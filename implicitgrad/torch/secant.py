@@ -103,7 +103,7 @@ class Window:
         """Return ``x - dF g``."""
         backend = self._backend
         rows = backend.first_rows(self._images, self.count)
-        return backend.subtract_rows(x, backend.from_numpy(coefficients, self._like), rows)
+        return backend.subtract_rows(x, backend.coefficients(coefficients, self._like), rows)
 
 
 class SecantMethod(ForwardSolver):
