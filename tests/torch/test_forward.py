@@ -149,6 +149,20 @@ def test_the_unit_of_the_state_changes_no_bit(solver, batch):
         assert torch.equal(sol.x / s, known.x)
 
 
+@each_kind
+@pytest.mark.parametrize("batch", [(), (3,)], ids=["one", "batch"])
+def test_units_near_the_ends_of_float32_change_no_bit(solver, batch):
+    """Squares of 2**-90 and 2**90 are no float32."""
+    f, z0 = contraction(0, dtype=torch.float32), torch.zeros(*batch, 8)
+    known = solver.solve(f, z0)
+    for exponent in (-90, 90):
+        s = 2.0**exponent
+        sol = solver.solve(lambda z, s=s: s * f(z / s), z0)
+        assert np.all(sol.converged)
+        assert sol.num_matvecs == known.num_matvecs
+        assert torch.equal(sol.x / s, known.x)
+
+
 @every_solver
 def test_a_start_at_the_fixed_point_costs_one_call(solver):
     f = contraction(1)

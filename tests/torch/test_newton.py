@@ -38,14 +38,14 @@ def minimization(loss, batch_ndim=0):
 
     def scale(w, image):
         norm = torch.linalg.vector_norm(hessian(w).matvec(w) - grad(w).detach(), dim=-1)
-        return norm.numpy() if batch_ndim else norm.item()
+        return norm.double().numpy() if batch_ndim else norm.item()
 
     return Equation(
         lambda w: w - grad(w).detach(),
         residual=lambda w: -grad(w).detach(),
         linearize=lambda w: ig.identity_minus(hessian(w)),
         scale=scale,
-        merit=lambda w: loss(w).detach().numpy() if batch_ndim else loss(w).item(),
+        merit=lambda w: loss(w).detach().double().numpy() if batch_ndim else loss(w).item(),
     )
 
 
