@@ -85,7 +85,8 @@ class Broyden(SecantMethod):
         matrix = np.nan_to_num(window.matrix)[..., order, :][..., :, order]
         rhs = np.nan_to_num(window.test_products(residual)).astype(window.dtype)[..., order]
         least = window.eps**0.5 * window.sizes[..., order]
-        solution, sound = _eliminate(matrix, rhs, window.held[..., order], least)
+        with np.errstate(all="ignore"):  # a sample that has ended may hold NaN, and keeps it to itself
+            solution, sound = _eliminate(matrix, rhs, window.held[..., order], least)
         window.held[..., order] = sound
         coefficients = np.zeros_like(solution)
         coefficients[..., order] = solution

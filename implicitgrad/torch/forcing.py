@@ -20,14 +20,21 @@ __all__ = ["Forcing", "solve_inexactly"]
 
 # Eisenstat & Walker 1996, SIAM J. Sci. Comput. 17, choice 2: gamma and alpha as recommended there, and the safeguard
 # that a term falls no faster than gamma eta^alpha while that is above 0.1.
-_GAMMA, _ALPHA, _FIRST, _MOST = 0.9, 2.0, 0.5, 0.9
+_GAMMA, _ALPHA, _FIRST = 0.9, 2.0, 0.5
 
 
 class Forcing:
-    """The forcing terms ``eta`` of one forward solve, host values, one a sample."""
+    """The forcing terms ``eta`` of one forward solve, host values, one a sample.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    most : float
+        No term is above this.
+    """
+
+    def __init__(self, most: float) -> None:
         self.eta: Any = None
+        self._most = most
         self._size: Any = None
 
     def update(self, size: Any, bound: Any, eps: float) -> Any:
@@ -44,7 +51,7 @@ class Forcing:
                 eta = _GAMMA * (size / self._size) ** _ALPHA
                 slow = _GAMMA * self.eta**_ALPHA
                 eta = np.where(slow > 0.1, np.fmax(eta, slow), eta)
-            eta = np.fmin(np.fmax(eta, np.fmax(0.5 * bound / size, 8 * eps)), _MOST)
+            eta = np.fmin(np.fmax(eta, np.fmax(0.5 * bound / size, 8 * eps)), self._most)
         self.eta, self._size = eta, size
         return eta
 

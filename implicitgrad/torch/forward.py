@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields
 from time import perf_counter
 from typing import Any
 
+import torch
+
 from implicitgrad.backends import Array
 from implicitgrad.errors import SettingError
 from implicitgrad.solvers.base import Solution, check_settings, refuse_unknown
@@ -49,7 +51,8 @@ class ForwardSolver(ABC):
         Parameters
         ----------
         equation : Equation or callable
-            ``f`` on flat states ``(..., n)``, or an ``Equation`` that knows more than the map.
+            ``f`` on flat states ``(..., n)``, or an ``Equation`` that knows more than the map. Called with
+            gradients off.
         z0 : array, shape (..., n)
             Where to start. The bound is not relative to it: a good start only saves calls, ``z*`` costs one.
         first : array, shape (..., n), optional
@@ -75,12 +78,13 @@ class ForwardSolver(ABC):
             ``f`` changed its state in place. An exception of ``f`` itself passes through unchanged.
         """
         started = perf_counter()
-        search = Search(
-            self.name, equation_of(equation), z0, self.rtol, self.atol, int(self.max_iters), first, trajectory
-        )
-        if search.running:
-            self.iterate(search)
-        return search.solution(perf_counter() - started)
+        settings = self.rtol, self.atol, int(self.max_iters)
+        # Out of inference mode too: in it no derivative can be had, and one of zero is what autograd would answer.
+        with torch.inference_mode(False), torch.no_grad():
+            search = Search(self.name, equation_of(equation), z0, *settings, first, trajectory)
+            if search.running:
+                self.iterate(search)
+            return search.solution(perf_counter() - started)
 
 
 @dataclass(frozen=True, kw_only=True)

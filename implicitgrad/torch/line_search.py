@@ -29,8 +29,10 @@ class Step(NamedTuple):
     slope: Any  # -d/dt of the merit at t = 0, or 1 - eta: of the residual norm, relative to that
 
 
-def line_search(search: Search, here: Point, value: Any, step: Step) -> tuple[Point, Any]:
-    """Look for an acceptable part ``t`` of a step, from 1 downwards, for each live sample.
+def line_search(
+    search: Search, here: Point, value: Any, step: Step, where: Any, shortest: float
+) -> tuple[Point, Any, Any]:
+    """Look for an acceptable part ``t`` of a step, from 1 downwards, for the samples in ``where``.
 
     Parameters
     ----------
@@ -40,17 +42,20 @@ def line_search(search: Search, here: Point, value: Any, step: Step) -> tuple[Po
         Where the step starts, and the merit there (the residual norm without one).
     step : Step
         Where it leads.
+    where : host mask
+        Live samples; the others stay where they are.
+    shortest : float
+        A sample gives up at the first ``t`` below this.
 
     Returns
     -------
-    Point, host value
-        The accepted points with their merit. A sample that finds none down to ``t = sqrt(eps)``, as at a fold of the
-        residual norm where ``I - J`` has lost rank, ends as ``STAGNATED``; as ``NONFINITE_OPERATOR`` where ``f`` was
-        not finite at the last trial point either.
+    Point, host value, host mask
+        The accepted points with their merit, and the live samples that have given up, as at a fold of the residual
+        norm, where ``I - J`` has lost rank. Which of them is at the floor of the format has ended as ``STAGNATED``.
     """
     backend, by_merit = search.backend, search.equation.merit is not None
     t: Any = np.ones(search.batch) if search.batch else 1.0
-    pending = search.live
+    pending, lost = where, where & negate(where)
     kept, kept_value = here, value
     while any_true(pending):
         z = backend.axpy(backend.from_host(t, here.z), step.direction, here.z)
@@ -73,14 +78,13 @@ def line_search(search: Search, here: Point, value: Any, step: Step) -> tuple[Po
             short = _quotient(t * t, _quotient(trial.size, here.size) ** 2 - 1 + 2 * t)
         kept, kept_value = search.blend(good, trial, kept), pick(good, trial_value, kept_value)
         pending = pending & negate(good) & search.live
-        # At the floor a full step that does not decrease says all.
-        lost = pending & ((t < search.eps**0.5) | (here.size <= search.floor))
-        search.close(lost & negate(finite(trial.size)), Status.NONFINITE_OPERATOR)
-        search.close(lost, Status.STAGNATED)
-        pending = pending & search.live
+        floored = pending & (here.size <= search.floor)  # a full step that does not decrease says all
+        search.close(floored, Status.STAGNATED)
+        given_up = pending & negate(floored) & (t < shortest)
+        lost, pending = lost | given_up, pending & negate(floored | given_up)
         cut = np.where(np.isfinite(short), np.clip(short, _SHORTEST * t, _LONGEST * t), _SHORTEST * t)
         t = np.where(pending, cut, t) if search.batch else float(cut)
-    return kept, kept_value
+    return kept, kept_value, lost
 
 
 def _quotient(numerator: Any, denominator: Any) -> Any:

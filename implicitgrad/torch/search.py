@@ -215,10 +215,7 @@ class Search:
         if not step:
             self._first_norm = point.size
         self.settle(point, self.live)
-        # A map that answers NaN or Inf at a finite point is at fault.
-        self.close(self.live & negate(finite(point.size)), Status.NONFINITE_OPERATOR)
-        # Growth by 1/eps has lost every digit of z.
-        self.close(self.live & (point.size > self._first_norm / self.eps), Status.DIVERGED)
+        self.judge(point, self.live)
         self.close(self.live & (self._since_best >= 5) & (self.best_norm <= self.floor), Status.STAGNATED)
         self.close(self.live & (self.iters >= self.max_iters), Status.MAX_ITERS)
         return point
@@ -248,6 +245,13 @@ class Search:
         self.best_norm = pick(better, size, self.best_norm)
         self._reference = pick(better, reference, self._reference)
         self.close(reached, Status.CONVERGED)
+
+    def judge(self, point: Point, where: Any) -> None:
+        """End the iterates of ``where`` from which there is no way on."""
+        # A map that answers NaN or Inf at a finite point is at fault.
+        self.close(where & negate(finite(point.size)), Status.NONFINITE_OPERATOR)
+        # Growth by 1/eps has lost every digit of z.
+        self.close(where & (point.size > self._first_norm / self.eps), Status.DIVERGED)
 
     def _bound(self, reference: Any) -> Any:
         bound = self.rtol * reference

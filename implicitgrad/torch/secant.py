@@ -20,6 +20,10 @@ from implicitgrad.torch.search import Search
 
 __all__ = ["SecantMethod", "Window"]
 
+# Inner products of vectors of these sizes, or of what is left of them when they have converged, stay away from the ends
+# of float32.
+_NEAR_ONE = (2.0**-20, 2.0**20)
+
 
 class Window:
     """The last ``m`` differences of each sample: test vectors ``T``, image differences ``dF``, and a small matrix.
@@ -32,6 +36,9 @@ class Window:
         A state.
     m : int
         Differences that are kept; the oldest is overwritten.
+    size : host value
+        Norm of the first residual. Where it is far from one, test vectors are divided by the power of two next to it,
+        which changes no digit, so that inner products in single precision neither vanish nor overflow.
 
     Attributes
     ----------
@@ -45,7 +52,7 @@ class Window:
         Spacing of the states' dtype, in which the inner products are computed.
     """
 
-    def __init__(self, backend: Backend, like: Array, m: int) -> None:
+    def __init__(self, backend: Backend, like: Array, m: int, size: Any) -> None:
         self._backend, self._like = backend, like
         self._tests, self._images = backend.empty_rows(m, like), backend.empty_rows(m, like)
         facts = backend.facts(like.dtype)
@@ -56,6 +63,11 @@ class Window:
         self.sizes = np.zeros((*like.shape[:-1], m))
         self.held = np.zeros((*like.shape[:-1], m), bool)
         self.m, self._pushed = m, 0
+        far = np.isfinite(size) & (size > 0) & ((size < _NEAR_ONE[0]) | (size > _NEAR_ONE[1]))
+        self._exponent: Any = np.where(far, -np.frexp(size)[1], 0)
+        self._scales = bool(self._exponent.any())
+        if like.ndim == 1:
+            self._exponent = int(self._exponent)
 
     @property
     def count(self) -> int:
@@ -76,7 +88,7 @@ class Window:
         """Write a test vector and a difference of images over the oldest ones."""
         slot = self._pushed % self.m
         self._pushed += 1
-        self._tests = self._backend.set_row(self._tests, slot, test)
+        self._tests = self._backend.set_row(self._tests, slot, self._scaled(test))
         self._images = self._backend.set_row(self._images, slot, d_image)
         self.held[..., slot] = True
 
@@ -85,26 +97,31 @@ class Window:
         self.held = self.held & ~np.asarray(where)[..., None]
 
     def squared_norm(self, x: Array) -> Any:
-        """Return ``x^H x`` of each sample, on the host."""
-        return self._backend.to_host(self._backend.real(self._backend.squared_norm(x)))
+        """Return ``x^H x`` of each sample on the host, in the units of ``test_products``."""
+        return self._backend.to_host(self._backend.real(self._backend.squared_norm(self._scaled(x))))
 
     def test_products(self, x: Array) -> Any:
         """Return ``T^H x`` on the host, ``(..., count)``."""
         return self._products(self._tests, x)
 
     def image_products(self, x: Array) -> Any:
-        """Return ``dF^H x`` on the host, ``(..., count)``."""
-        return self._products(self._images, x)
+        """Return ``dF^H x`` on the host, ``(..., count)``, in the units of ``test_products``."""
+        products = self._products(self._images, x)
+        return products * 2.0 ** np.asarray(self._exponent, dtype=float)[..., None] if self._scales else products
+
+    def _scaled(self, x: Array) -> Array:
+        return self._backend.times_power_of_two(x, self._exponent) if self._scales else x
 
     def _products(self, rows: Array, x: Array) -> Any:
         backend = self._backend
-        return np.asarray(backend.to_host_list(backend.row_products(backend.first_rows(rows, self.count), x)))
+        rows = backend.first_rows(rows, self.count)
+        return np.asarray(backend.to_host_list(backend.row_products(rows, self._scaled(x))))
 
     def subtract(self, x: Array, coefficients: Any) -> Array:
         """Return ``x - dF g``."""
         backend = self._backend
         rows = backend.first_rows(self._images, self.count)
-        return backend.subtract_rows(x, backend.from_numpy(coefficients, self._like), rows)
+        return backend.subtract_rows(x, backend.coefficients(coefficients, self._like), rows)
 
 
 class SecantMethod(ForwardSolver):
@@ -130,8 +147,10 @@ class SecantMethod(ForwardSolver):
 
     def iterate(self, search: Search) -> None:
         """Visit ``z0`` and ``f(z0)``, then accelerated points; ``old`` is what differences are taken from."""
-        window = Window(search.backend, search.start, int(self.m))
         point = best = orbit = search.visit(search.start)
+        if not search.running:
+            return
+        window = Window(search.backend, search.start, int(self.m), point.size)
         mark = point.size  # the smallest residual since the last change between mixing and plain iteration
         waited: Any = 0 * search.iters  # steps since then
         patience: Any = waited + 3 * self.m

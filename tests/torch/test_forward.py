@@ -149,6 +149,20 @@ def test_the_unit_of_the_state_changes_no_bit(solver, batch):
         assert torch.equal(sol.x / s, known.x)
 
 
+@each_kind
+@pytest.mark.parametrize("batch", [(), (3,)], ids=["one", "batch"])
+def test_units_near_the_ends_of_float32_change_no_bit(solver, batch):
+    """Squares of 2**-90 and 2**90 are no float32."""
+    f, z0 = contraction(0, dtype=torch.float32), torch.zeros(*batch, 8)
+    known = solver.solve(f, z0)
+    for exponent in (-90, 90):
+        s = 2.0**exponent
+        sol = solver.solve(lambda z, s=s: s * f(z / s), z0)
+        assert np.all(sol.converged)
+        assert sol.num_matvecs == known.num_matvecs
+        assert torch.equal(sol.x / s, known.x)
+
+
 @every_solver
 def test_a_start_at_the_fixed_point_costs_one_call(solver):
     f = contraction(1)
@@ -246,6 +260,49 @@ def test_the_callers_state_is_left_alone(solver):
     sol = solver.solve(lambda z: 0.5 * z + 1, z0)
     sol.x.zero_()
     assert torch.equal(z0, torch.ones(3, dtype=DOUBLE))
+
+
+def convolution():
+    torch.manual_seed(1)
+    norm = torch.nn.GroupNorm(2, 4).double()
+    kernel, x = 0.1 * torch.randn(4, 4, 3, 3, dtype=DOUBLE), torch.randn(2, 4, 6, 6, dtype=DOUBLE)
+
+    def f(z):
+        hidden = torch.nn.functional.conv2d(z.reshape(2, 4, 6, 6), kernel, padding=1)
+        return norm(torch.relu(hidden + x)).reshape(2, -1)
+
+    return f, torch.zeros(2, 144, dtype=DOUBLE)
+
+
+def gated():
+    torch.manual_seed(1)
+    cell, x = torch.nn.GRUCell(16, 16).double(), torch.randn(8, 16, dtype=DOUBLE)
+    return (lambda z: cell(x, z)), torch.zeros(8, 16, dtype=DOUBLE)
+
+
+def attention():
+    torch.manual_seed(1)
+    query, key, value = (0.3 * torch.randn(16, 16, dtype=DOUBLE) for _ in range(3))
+    x = torch.randn(10, 16, dtype=DOUBLE)
+
+    def f(z):
+        h = torch.nn.functional.layer_norm(z.reshape(10, 16) + x, (16,))
+        return (torch.softmax(h @ query @ (h @ key).T / 4, -1) @ (h @ value) + 0.5 * x).reshape(-1)
+
+    return f, torch.zeros(160, dtype=DOUBLE)
+
+
+@each_kind
+@pytest.mark.parametrize("layer", [convolution, gated, attention])
+def test_layers_are_solved_by_every_solver_to_one_point(solver, layer):
+    f, z0 = layer()
+    sol = solver.solve(f, z0)
+    assert np.all(sol.converged)
+    with torch.no_grad():
+        for _ in range(2000):
+            z0 = f(z0)
+    torch.testing.assert_close(sol.x, z0, rtol=0, atol=1e-9)
+    assert sol.num_matvecs <= igt.Picard().solve(f, torch.zeros_like(z0)).num_matvecs
 
 
 class TestMapsThatMisbehave:
