@@ -24,14 +24,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch.overrides import handle_torch_function
 
 from implicitgrad.adjoint import adjoint_solve, report_failure, solve, tangent_solve
 from implicitgrad.backends.sharded import Sharded
+from implicitgrad.backends.torch import BACKEND
 from implicitgrad.errors import NotConvergedError, SettingError
 from implicitgrad.operators import VJPOperator
 from implicitgrad.solvers import Solution, Solver
+from implicitgrad.solvers.tail import geometric_tail
 from implicitgrad.status import Status
 from implicitgrad.torch.captured import is_transformed, refuse_unknown_leaves
 from implicitgrad.torch.linearize import linearized, pulled_back, push_forward
@@ -54,8 +57,8 @@ class Adjoint:
         None is ``Auto()``.
     on_failure : str or Solver
         As for ``adjoint_solve``.
-    tell : callable
-        Receives each ``Solution``.
+    tell : callable or None
+        Receives each ``Solution``; None where nobody wants to know.
     x0 : tensor (..., n) or None
         First guess of the adjoint, such as that of the last training step; used where its shape fits.
     symmetric : bool
@@ -69,7 +72,7 @@ class Adjoint:
     name: str
     solver: Solver | None
     on_failure: Any
-    tell: Callable[[Solution], None]
+    tell: Callable[[Solution], None] | None
     x0: torch.Tensor | None = None
     symmetric: bool = False
     shifted: bool = True
@@ -101,7 +104,8 @@ class Adjoint:
             policy = self.on_failure if policy == "return" else "return"
         if self.cut is not None:
             solution = replace(solution, x=solution.x.local)
-        self.tell(solution)
+        if self.tell is not None:
+            self.tell(solution)
         report_failure(f"{self.name}, {'backward' if transposed else 'forward mode'}", solution, policy, 4)
         return solution
 
@@ -362,8 +366,23 @@ def _plain_pull_back(
 ) -> list[torch.Tensor | None]:
     """Return the cotangents of ``tensors`` on one graph of the map: products of the solve and pull-back alike."""
     image, point, stand_ins = equation.partials(x, tensors, wanted, detached=True)
-    u = equation.adjoint.solve(image, point, g).x
-    return _cotangents(equation, image, stand_ins, wanted, u)
+    solution = equation.adjoint.solve(image, point, g)
+    tell, unseen = equation.adjoint.tell, solution.num_matvecs == 0 and not np.any(solution.converged)
+    if unseen and tell is not None and equation.adjoint.cut is None:
+        # A one-step gradient that someone asks about: its residual J^H g is one more output of the pull-back, at 1.5
+        # times the cost of the pull-back to a dense layer alone, and the only sign of its bias.
+        *cotangents, residual = _cotangents(equation, image, [*stand_ins, point], (*wanted, True), solution.x)
+        tell(_with_residual(solution, residual))
+        return cotangents
+    return _cotangents(equation, image, stand_ins, wanted, solution.x)
+
+
+def _with_residual(solution: Solution, residual: torch.Tensor | None) -> Solution:
+    """Return a one-step solution, ``u = g``, with the norm of ``g - (I - J)^H g = J^H g`` and the bias it lets expect."""
+    size = solution.rhs_norm
+    norm = 0.0 * size if residual is None else np.asarray(BACKEND.host_norm(residual.detach()), dtype=float)
+    norm = norm if isinstance(size, np.ndarray) else float(norm)
+    return replace(solution, residual_norm=norm, bias=geometric_tail((size, None), norm, 1.0))
 
 
 def _differentiable_pull_back(

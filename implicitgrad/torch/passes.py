@@ -68,14 +68,14 @@ class Pass:
         self.function, self.on_failure, self.report = function, on_failure, report
 
         def tell(backward: Solution) -> None:
-            if report is not None:
-                report.backward = backward
+            assert report is not None
+            report.backward = backward
 
         solver = _adjoint_solver(name, adjoint, on_failure)
         x0 = None if adjoint_x0 is None else _first_guess(name, function.layout, adjoint_x0)
         layout = function.layout
         cut = None if group is None else Sharded(torch.zeros((*layout.batch, layout.size), **layout.kind), group)
-        self.adjoint = Adjoint(name, solver, on_failure, tell, x0, symmetric, shifted, cut)
+        self.adjoint = Adjoint(name, solver, on_failure, None if report is None else tell, x0, symmetric, shifted, cut)
 
     def run(self, z0: Any, search: Search, merit: FlatMap | None = None) -> Any:
         """Return the solution in the structure of ``z0``, with its derivatives.
