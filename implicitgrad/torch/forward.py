@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from implicitgrad.backends import Array
-from implicitgrad.errors import SettingError
 from implicitgrad.solvers.base import Solution, check_settings, refuse_unknown
 from implicitgrad.torch.equation import Equation, Map, equation_of
 from implicitgrad.torch.search import Search
@@ -124,10 +123,6 @@ class Picard(ForwardSolver):
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if self.damping >= 1:
-            raise SettingError(
-                f"Picard: got damping={self.damping!r}, expected a number in [0, 1); 1 would stand still."
-            )
 
     def iterate(self, search: Search) -> None:
         """Visit the damped iterates."""
