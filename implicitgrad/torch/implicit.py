@@ -378,8 +378,8 @@ def _plain_pull_back(
 
 
 def _with_residual(solution: Solution, residual: torch.Tensor | None) -> Solution:
-    """Return a one-step solution, ``u = g``, with the norm of ``g - (I - J)^H g = J^H g`` and the bias it lets
-    expect.""" size = solution.rhs_norm
+    """Return a one-step solution, ``u = g``, with the residual ``g - (I - J)^H g = J^H g`` and the bias it tells of."""
+    size = solution.rhs_norm
     norm = 0.0 * size if residual is None else np.asarray(BACKEND.host_norm(residual.detach()), dtype=float)
     norm = norm if isinstance(size, np.ndarray) else float(norm)
     return replace(solution, residual_norm=norm, bias=geometric_tail((size, None), norm, 1.0))
