@@ -52,12 +52,7 @@ class Equilibrium(nn.Module):
         if group is None:
             return igt.fixed_point(self.cell, start, x, solver=FORWARD, adjoint=ADJOINT, batch_ndim=1)
         with torch.no_grad(), Lockstep(group, idle=lambda: self.cell(start, x)) as ranks:
-
-            def together(z: torch.Tensor) -> torch.Tensor:
-                ranks.announce()
-                return self.cell(z, x)
-
-            z = FORWARD.solve(together, start).x
+            z = FORWARD.solve(ranks.together(lambda z: self.cell(z, x)), start).x
         settings = Adjoint("Equilibrium", ADJOINT, "warn", lambda solution: None)
         return reattach(lambda z: self.cell(z, x), z, settings)
 
