@@ -5,7 +5,9 @@ import signal
 from datetime import timedelta
 
 import pytest
-import torch
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("optree")
 import torch.distributed as dist
 
 import implicitgrad as ig
@@ -13,7 +15,7 @@ from implicitgrad.backends.sharded import Sharded
 from implicitgrad.backends.sharded import ranks as ranks_module
 
 LIMIT = 30.0  # seconds from the death of a rank to the errors of the others
-SOON = 15.0  # less than the timeout of the group, 20: nobody has waited for that. On an idle machine it takes 1.
+SOON = 15.0  # less than the timeout of the group, 20: nobody has waited for that.
 
 from rank_pool import Pool
 

@@ -3,7 +3,9 @@
 from datetime import timedelta
 
 import pytest
-import torch
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("optree")
 from torch import nn
 
 import implicitgrad as ig
