@@ -39,19 +39,19 @@ class Lockstep:
 
     Notes
     -----
-    Use as a context around the solve, with ``announce()`` before each call in it. An announcement is one reduction of
-    two numbers. An exception in the context ends it on all ranks: on its own rank as itself, on the others as an
-    ``OperatorError`` that names the rank, raised by their next announcement.
+    Use as a context around the solve, in which the map is called as ``together(function)``, or after ``announce()``. An
+    announcement is one reduction of two numbers. An exception in the context ends it on all ranks: on its own rank as
+    itself, on the others as an ``OperatorError`` that names the rank, raised by their next announcement.
 
     Examples
     --------
     >>> calls = []
     >>> with Lockstep(None, idle=lambda: calls.append("idle")) as ranks:
-    ...     for _ in range(2):
-    ...         ranks.announce()
-    ...         calls.append("own")
+    ...     function = ranks.together(calls.append)
+    ...     function(1), function(2)
+    (None, None)
     >>> calls
-    ['own', 'own']
+    [1, 2]
     """
 
     def __init__(self, group: Any, idle: Callable[[], Any]) -> None:
@@ -65,6 +65,17 @@ class Lockstep:
     def announce(self) -> None:
         """Say that this rank is about to call; raises where another one has failed."""
         self._calling(True, None)
+
+    def together(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return ``function`` with an announcement before each call; without a group, ``function`` itself."""
+        if self._ranks is None:
+            return function
+
+        def announced_call(*args: Any) -> Any:
+            self.announce()
+            return function(*args)
+
+        return announced_call
 
     def _calling(self, this: bool, failure: Exception | None) -> bool:
         """Return whether any rank is about to call."""

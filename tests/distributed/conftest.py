@@ -5,18 +5,21 @@ from pathlib import Path
 
 import pytest
 
-dist = pytest.importorskip("torch.distributed")
-pytest.importorskip("optree")
-if not (dist.is_available() and dist.is_gloo_available()):
-    pytest.skip("torch.distributed has no gloo on this platform", allow_module_level=True)
-
 sys.path.insert(0, str(Path(__file__).parent))  # the processes of a pool import it by name
 
 from rank_pool import Pool
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _gloo():
+    dist = pytest.importorskip("torch.distributed")
+    pytest.importorskip("optree")
+    if not (dist.is_available() and dist.is_gloo_available()):
+        pytest.skip("torch.distributed has no gloo on this platform")
+
+
 @pytest.fixture(scope="session")
-def _pools(tmp_path_factory):
+def _pools(_gloo, tmp_path_factory):
     pools = {}
 
     def pool_of(size):

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("optree")
 
 import implicitgrad as ig
 import implicitgrad.torch as igt

@@ -5,14 +5,17 @@ import signal
 from datetime import timedelta
 
 import pytest
-import torch
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("optree")
 import torch.distributed as dist
 
 import implicitgrad as ig
 from implicitgrad.backends.sharded import Sharded
 from implicitgrad.backends.sharded import ranks as ranks_module
 
-LIMIT = 30.0  # seconds from the death of a rank to the errors of the others; here it takes well below one
+LIMIT = 30.0  # seconds from the death of a rank to the errors of the others
+SOON = 15.0  # less than the timeout of the group, 20: nobody has waited for that.
 
 from rank_pool import Pool
 
@@ -46,7 +49,7 @@ def test_a_rank_that_is_killed_in_a_solve_ends_the_others_with_an_error(mortals)
     assert kind == "error"
     assert text.startswith("OperatorError: A reduction over 2 ranks failed")
     assert "look for its own error" in text
-    assert seconds < LIMIT
+    assert seconds < SOON
     print(f"an error after {seconds:.2f} s")
 
 
@@ -75,4 +78,4 @@ def test_a_rank_that_raises_while_the_others_wait_inside_the_map_does_not_wait_f
     assert mortals.processes[1].exitcode == 7
     kind, _, seconds = told[0]
     assert kind == "error"
-    assert seconds < LIMIT
+    assert seconds < SOON

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("optree")
 import torch.distributed as dist
 
 import implicitgrad as ig
