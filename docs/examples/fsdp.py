@@ -43,19 +43,7 @@ class Equilibrium(nn.Module):
         self.cell = Cell(width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-<<<<<<< HEAD
         return igt.fixed_point(self.cell, torch.zeros_like(x), x, solver=FORWARD, adjoint=ADJOINT, batch_ndim=1)
-=======
-        start = torch.zeros_like(x)
-        point = start.clone().requires_grad_() + 0
-        group = gathering_group(self.cell(point, x), point)
-        if group is None:
-            return igt.fixed_point(self.cell, start, x, solver=FORWARD, adjoint=ADJOINT, batch_ndim=1)
-        with torch.no_grad(), Lockstep(group, idle=lambda: self.cell(start, x)) as ranks:
-            z = FORWARD.solve(ranks.together(lambda z: self.cell(z, x)), start).x
-        settings = Adjoint("Equilibrium", ADJOINT, "warn", lambda solution: None)
-        return reattach(lambda z: self.cell(z, x), z, settings)
->>>>>>> sharded
 
 
 def built(shard: str) -> nn.Module:

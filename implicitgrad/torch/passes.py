@@ -74,6 +74,11 @@ class Pass:
         solver = _adjoint_solver(name, adjoint, on_failure)
         x0 = None if adjoint_x0 is None else _first_guess(name, function.layout, adjoint_x0)
         layout = function.layout
+        if group is not None and is_transformed():
+            raise SettingError(
+                f"{name}: got a torch.func transform of a state that is spread over processes, expected plain tensors. "
+                "Use torch.autograd.grad."
+            )
         cut = None if group is None else Sharded(torch.zeros((*layout.batch, layout.size), **layout.kind), group)
         self.adjoint = Adjoint(name, solver, on_failure, None if report is None else tell, x0, symmetric, shifted, cut)
 
@@ -91,11 +96,6 @@ class Pass:
         with torch.autocast(layout.device.type, enabled=False):
             first = function.observe(start)
         cut, keep = self.adjoint.cut, report is not None and report.keeps_trajectory
-        if is_transformed() and (cut is not None or function.gathered is not None):
-            raise SettingError(
-                f"{function.name}: got a torch.func transform of a map that is spread over processes, expected plain "
-                "tensors. Use torch.autograd.grad."
-            )
         reusable = None if is_transformed() else first
 
         def solve(flat_map: FlatMap, merit: FlatMap | None, z: torch.Tensor) -> Solution:
@@ -127,12 +127,7 @@ class Pass:
         """Solve for a map that communicates: a rank that is done lends its calls to those that are not."""
         function, tensors = self.function, tuple(t.detach() for t in self.function.tensors)
         with torch.no_grad(), Lockstep(function.gathered, idle=lambda: function(start, *tensors)) as ranks:
-
-            def announced(z: torch.Tensor) -> torch.Tensor:
-                ranks.announce()
-                return function(z, *tensors)
-
-            return solve(announced, None, start)
+            return solve(ranks.together(lambda z: function(z, *tensors)), None, start)
 
 
 def measured(

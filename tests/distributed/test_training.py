@@ -152,11 +152,25 @@ def test_fsdp_through_reattach_gives_the_gradients_of_one_process(two_ranks, kin
         assert gathered == (kind == "cell")  # the other modules lie around the map, not in it
 
 
-@pytest.mark.parametrize("kind", ["root", "layer"])
-def test_fsdp_around_the_layer_needs_no_other_engine(two_ranks, kind):
-    """Parameters that are gathered before the map is called are tensors like any other."""
+@pytest.mark.parametrize("kind", ["root", "layer", "cell"])
+def test_fixed_point_alone_gives_the_gradients_of_one_process(two_ranks, kind):
+    """It notices a cell that is sharded inside the map; parameters gathered before it is called are like any other."""
     for error, _, _ in two_ranks.run(_fsdp, kind, "attach", 3):
         assert error < 1e-10
+
+
+def _evaluated(rank):
+    model = _sharded("cell", "attach")
+    with torch.no_grad():
+        z = model(_data().chunk(2)[rank])
+    return (z - Model()(_data()).chunk(2)[rank]).abs().max().item(), z.requires_grad
+
+
+def test_a_sharded_cell_is_evaluated_without_gradients(two_ranks):
+    """The ranks stay together there too, although their samples take different numbers of calls."""
+    for error, wants_gradient in two_ranks.run(_evaluated):
+        assert error < 1e-12
+        assert not wants_gradient
 
 
 def _second(rank):
@@ -193,9 +207,7 @@ def test_a_backward_solve_that_raises_on_one_rank_raises_on_all(two_ranks):
     answers = two_ranks.run(_one_rank_fails)
     assert answers[1][0] == "NotConvergedError"
     assert answers[0][0] == "OperatorError"
-    assert (
-        "because of rank 1, NotConvergedError: layer, backward: adjoint_solve: Neumann stopped after" in answers[0][1]
-    )
+    assert "because of rank 1, NotConvergedError: layer, backward: Neumann stopped after" in answers[0][1]
 
 
 def _two_groups(rank):
