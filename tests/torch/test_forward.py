@@ -424,7 +424,7 @@ def test_wrong_settings_get_a_sentence(settings, words):
 
 def test_anderson_converges_where_picard_does():
     """Saturated tanh layers, on which mixing alone circled for 500 calls while Picard took 80."""
-    for seed in range(10):
+    for seed in range(5):
         torch.manual_seed(seed)
         W, x = torch.randn(32, 32) * 0.35, 2 * torch.randn(64, 32)
         f = lambda z, W=W, x=x: torch.tanh(z @ W.T + x)
