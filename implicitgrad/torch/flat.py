@@ -15,7 +15,7 @@ from typing import Any, cast
 import optree
 import torch
 
-from implicitgrad.errors import SettingTypeError
+from implicitgrad.errors import OperatorError, SettingError, SettingTypeError
 from implicitgrad.torch.captured import Observed, Substituted, is_transformed
 from implicitgrad.torch.frozen import Frozen, eager
 from implicitgrad.torch.layout import Layout
@@ -73,7 +73,7 @@ class FlatFunction:
         if not self.frozen.moves:
             return self._substituted(z, tensors)
         with self.frozen.again():
-            return self._substituted(z, tensors)
+            return self.frozen.apart(self._substituted(z, tensors))
 
     def formed(self, form: Form) -> Callable[..., torch.Tensor]:
         """Return another function of the same ``f``, arguments and surroundings; once ``observe`` has run."""
@@ -91,9 +91,12 @@ class FlatFunction:
         Raises
         ------
         SettingError
-            ``f`` uses a tensor with a history in a way that cannot be followed.
+            ``f`` uses a tensor with a history in a way that cannot be followed, or writes one into a captured buffer.
+        OperatorError
+            ``f`` changed its state in place.
         """
         wanted = torch.is_grad_enabled()
+        start, z = z, z.clone()  # it may be the caller's own z0, and f may write to it
         with eager():
             if wanted and not is_transformed():
                 own = [z.detach().requires_grad_(), *(t.detach() for t in self.tensors)]
@@ -103,9 +106,19 @@ class FlatFunction:
             self.frozen.begin()
             try:
                 with seen:
-                    image = self._evaluate(own[0], tuple(own[1:]))
+                    image = self.frozen.apart(self._evaluate(own[0], tuple(own[1:])), seen.written)
             finally:
                 self.frozen.end(seen.written)
+            if not is_transformed() and _differs(own[0].detach(), start):
+                raise OperatorError(
+                    f"{self.name}: f changed its state in place, expected it to be left as it is. "
+                    "Use z * 2 rather than z.mul_(2), and inplace=False in the first layer."
+                )
+            if any(t.requires_grad for t, _ in seen.written):
+                raise SettingError(
+                    f"{self.name}: f writes what carries a derivative into a tensor from outside, expected a new "
+                    "one, since several calls of f share it. Return the value, or detach what is written."
+                )
             if wanted:
                 self.captured = tuple(seen.reached(self.name, image))
                 self.tensors = [*self.tensors, *self.captured]
@@ -148,3 +161,8 @@ class FlatFunction:
         given = iter(tensors)
         filled = [next(given) if own else other for own, other in zip(self._is_tensor, self._others, strict=True)]
         return cast(tuple[Any, ...], optree.tree_unflatten(self._treespec, filled))
+
+
+def _differs(x: torch.Tensor, before: torch.Tensor) -> bool:
+    """Return whether ``x`` no longer holds what it held: by value, since a change through ``.data`` has no version."""
+    return not torch.equal(x, before) and not bool(((x == before) | (before != before)).all())  # NaN equals NaN

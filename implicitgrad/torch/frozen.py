@@ -66,6 +66,16 @@ class Frozen:
         """Whether a call of the map leaves anything behind."""
         return self.is_random or self.writes
 
+    def apart(
+        self, image: torch.Tensor, written: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+    ) -> torch.Tensor:
+        """Return ``image`` in memory of its own: it may lie in a buffer that is about to be put back.
+
+        What requires a gradient cannot: a buffer that a graph is written to is refused.
+        """
+        written = self._written if written is None else written
+        return image.clone() if written and not image.requires_grad else image
+
     @contextmanager
     def again(self) -> Iterator[None]:
         """Surround a call that is to equal the first one and to leave nothing behind."""
