@@ -102,7 +102,7 @@ class FlatFunction:
                 own = [z.detach().requires_grad_(), *(t.detach() for t in self.tensors)]
             else:  # a transform hides who requires a gradient, and lets nobody ask for one
                 own = [z, *self.tensors]
-            seen = Observed([*own, *self.tensors])
+            seen = Observed(own)  # an argument that f also comes by in another way is captured like any tensor
             self.frozen.begin()
             try:
                 with seen:

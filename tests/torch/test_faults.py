@@ -491,6 +491,37 @@ class TestMapsThatMisbehave:
         assert report.status is S.FORWARD_NOT_CONVERGED
 
 
+class TestHooksAndAliases:
+    @pytest.mark.parametrize("captured", [True, False])
+    @pytest.mark.parametrize("create_graph", [True, False])
+    def test_a_hook_of_a_parameter_runs_once(self, captured, create_graph):
+        """A hook that doubles the gradient doubled it twice: inside of the backward solve, and after it."""
+        plain, hooked = (torch.tensor(0.5, dtype=DOUBLE, requires_grad=True) for _ in range(2))
+        calls = []
+        hooked.register_hook(lambda g: calls.append(0) or 2 * g)
+        gradients = []
+        for w in (plain, hooked):
+            f = (lambda z, w=w: torch.tanh(w * z + 0.3)) if captured else (lambda z, w: torch.tanh(w * z + 0.3))
+            z = igt.fixed_point(f, torch.zeros(2, dtype=DOUBLE), *(() if captured else (w,)))
+            gradients.append(torch.autograd.grad(z.sum(), w, create_graph=create_graph)[0].detach())
+        torch.testing.assert_close(gradients[1], 2 * gradients[0])
+        assert len(calls) == 1
+
+    def test_a_tensor_may_come_as_an_argument_and_by_capture(self):
+        """Both ways count: z = tanh(w z + w), against finite differences."""
+        solve = lambda w: igt.fixed_point(
+            lambda z, a: torch.tanh(w * z + a),
+            torch.zeros(2, dtype=DOUBLE),
+            w,
+            solver=igt.Picard(rtol=1e-15),
+            on_failure="return",
+            adjoint=ig.GMRES(rtol=1e-13),
+        )
+        w = torch.tensor(0.4, dtype=DOUBLE, requires_grad=True)
+        assert torch.autograd.gradcheck(solve, (w,))
+        assert torch.autograd.gradgradcheck(solve, (w,))
+
+
 SOLVERS = [igt.Picard, igt.Anderson, igt.Broyden, igt.NewtonKrylov]
 
 
