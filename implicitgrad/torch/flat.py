@@ -16,7 +16,7 @@ from typing import Any, cast
 import optree
 import torch
 
-from implicitgrad.errors import SettingTypeError
+from implicitgrad.errors import OperatorError, SettingError, SettingTypeError
 from implicitgrad.torch.captured import Observed, Substituted, is_transformed
 from implicitgrad.torch.distributed import gathering_group
 from implicitgrad.torch.frozen import Frozen, eager
@@ -78,7 +78,7 @@ class FlatFunction:
         if not self.frozen.moves:
             return self._substituted(z, tensors)
         with self.frozen.again():
-            return self._substituted(z, tensors)
+            return self.frozen.apart(self._substituted(z, tensors))
 
     def formed(self, form: Form) -> Callable[..., torch.Tensor]:
         """Return another function of the same ``f``, arguments and surroundings; once ``observe`` has run."""
@@ -96,29 +96,46 @@ class FlatFunction:
         Raises
         ------
         SettingError
-            ``f`` uses a tensor with a history in a way that cannot be followed.
+            ``f`` uses a tensor with a history in a way that cannot be followed, or writes one into a captured buffer.
+        OperatorError
+            ``f`` changed its state in place.
         """
-        wanted = torch.is_grad_enabled()
+        wanted, plain = torch.is_grad_enabled(), not is_transformed()
         # What FSDP2 does to its modules is to be seen in a graph only.
-        fsdp = "torch.distributed.fsdp" in sys.modules and torch.distributed.is_initialized() and not is_transformed()
+        fsdp = plain and "torch.distributed.fsdp" in sys.modules and torch.distributed.is_initialized()
+        start, z = z, z.clone()  # it may be the caller's own z0, and f may write to it
         with eager(), torch.set_grad_enabled(wanted or fsdp):
-            if (wanted or fsdp) and not is_transformed():
+            if plain and torch.is_grad_enabled():
                 own = [z.detach().requires_grad_(), *(t.detach() for t in self.tensors)]
             else:  # a transform hides who requires a gradient, and lets nobody ask for one
                 own = [z, *self.tensors]
-            seen = Observed([*own, *self.tensors])
+            seen = Observed(own)  # an argument that f also comes by in another way is captured like any tensor
             self.frozen.begin()
             try:
                 with seen:
-                    image = self._evaluate(own[0], tuple(own[1:]))
+                    image = self.frozen.apart(self._evaluate(own[0], tuple(own[1:])), seen.written)
             finally:
                 self.frozen.end(seen.written)
+            self._refuse_writes(seen, plain and _differs(own[0].detach(), start))
             if fsdp:
                 self.gathered = gathering_group(image, seen.start)
             if wanted and self.gathered is None:
                 self.captured = tuple(seen.reached(self.name, image))
                 self.tensors = [*self.tensors, *self.captured]
         return image.detach()
+
+    def _refuse_writes(self, seen: Observed, state_changed: bool) -> None:
+        """Raise where ``f`` has written what several calls of it cannot share."""
+        if state_changed:
+            raise OperatorError(
+                f"{self.name}: f changed its state in place, expected it to be left as it is. "
+                "Use z * 2 rather than z.mul_(2), and inplace=False in the first layer."
+            )
+        if any(t.requires_grad for t, _ in seen.written):
+            raise SettingError(
+                f"{self.name}: f writes what carries a derivative into a tensor from outside, expected a new "
+                "one, since several calls of f share it. Return the value, or detach what is written."
+            )
 
     def settle(self, z: torch.Tensor) -> None:
         """Call ``f`` once more, at the fixed point, for what a call leaves behind: statistics and random numbers."""
@@ -157,3 +174,8 @@ class FlatFunction:
         given = iter(tensors)
         filled = [next(given) if own else other for own, other in zip(self._is_tensor, self._others, strict=True)]
         return cast(tuple[Any, ...], optree.tree_unflatten(self._treespec, filled))
+
+
+def _differs(x: torch.Tensor, before: torch.Tensor) -> bool:
+    """Return whether ``x`` no longer holds what it held: by value, since a change through ``.data`` has no version."""
+    return not torch.equal(x, before) and not bool(((x == before) | (before != before)).all())  # NaN equals NaN

@@ -34,6 +34,7 @@ class Frozen:
         self._before: list[torch.Tensor] = []
         self._after: list[torch.Tensor] = []
         self._written: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._settled = False
         self.is_random = False
 
     def begin(self) -> None:
@@ -49,7 +50,7 @@ class Frozen:
             The buffers it wrote to, each with a copy of what it held before.
         """
         self._written = written
-        self._restore()
+        _put(written)
         self._after = self._generators()
         self.is_random = not all(map(torch.equal, self._before, self._after))
         if not self.is_random:
@@ -65,6 +66,16 @@ class Frozen:
         """Whether a call of the map leaves anything behind."""
         return self.is_random or self.writes
 
+    def apart(
+        self, image: torch.Tensor, written: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+    ) -> torch.Tensor:
+        """Return ``image`` in memory of its own: it may lie in a buffer that is about to be put back.
+
+        What requires a gradient cannot: a buffer that a graph is written to is refused.
+        """
+        written = self._written if written is None else written
+        return image.clone() if written and not image.requires_grad else image
+
     @contextmanager
     def again(self) -> Iterator[None]:
         """Surround a call that is to equal the first one and to leave nothing behind."""
@@ -72,25 +83,27 @@ class Frozen:
             yield
             return
         outside = self._generators() if self.is_random else []
+        # Once the forward pass has ended, a call belongs to a backward pass: the buffers have moved on since, by this
+        # pass and by others, and stay where they are.
+        moved = [(t, t.detach().clone()) for t, _ in self._written] if self._settled else self._written
+        if self._settled:
+            _put(self._written)
         self._set(self._before)
         try:
             yield
         finally:
             self._set(outside)
-            self._restore()
+            _put(moved)
 
     @contextmanager
     def once(self) -> Iterator[None]:
         """Surround the call whose traces stay: statistics move, and the generators go on from where it left them."""
+        self._settled = True
         self._set(self._before)
         try:
             yield
         finally:
             self._set(self._after)
-
-    def _restore(self) -> None:
-        for t, before in self._written:
-            t.data.copy_(before)  # .data: graphs that have saved the buffer see the same numbers, not a new version
 
     def _generators(self) -> list[torch.Tensor]:
         states = [torch.get_rng_state()]
@@ -103,6 +116,12 @@ class Frozen:
             torch.set_rng_state(states[0])
         if len(states) > 1:
             torch.cuda.set_rng_state(states[1], self._device)
+
+
+def _put(held: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Write to each tensor what it held before."""
+    for t, before in held:
+        t.data.copy_(before)  # .data: graphs that have saved the buffer see the same numbers, not a new version
 
 
 def eager() -> AbstractContextManager[Any]:

@@ -157,9 +157,8 @@ class Implicit(ABC):
         with torch.enable_grad():
             if detached:
                 point = x.detach().requires_grad_()
-                stand_ins = [
-                    self._stand_in(i, t, need) for i, (t, need) in enumerate(zip(tensors, wanted, strict=True))
-                ]
+                places = range(-len(tensors), 0)
+                stand_ins = [self._stand_in(i, t, n) for i, t, n in zip(places, tensors, wanted, strict=True)]
             else:
                 point, stand_ins = x.view_as(x), [t.view_as(t) for t in tensors]
             image = self.map(point, *stand_ins)
@@ -169,7 +168,7 @@ class Implicit(ABC):
     def _check(self, image: torch.Tensor, known: list[torch.Tensor]) -> None:  # noqa: B027 - for the user's map only
         """Raise where ``image`` depends on a tensor besides the ``known`` ones; our own maps do not."""
 
-    def _stand_in(self, index: int, t: torch.Tensor, need: bool) -> torch.Tensor:
+    def _stand_in(self, place: int, t: torch.Tensor, need: bool) -> torch.Tensor:
         return t.detach().requires_grad_(need)
 
 
@@ -216,11 +215,12 @@ class Primal(Implicit):
         if not is_transformed():
             refuse_unknown_leaves(self.adjoint.name, image, known)
 
-    def _stand_in(self, index: int, t: torch.Tensor, need: bool) -> torch.Tensor:
-        # A parameter stands for itself: nothing has to be put in its place when the map is evaluated.
-        if t.is_leaf and any(t is own for own in self.captured):
+    def _stand_in(self, place: int, t: torch.Tensor, need: bool) -> torch.Tensor:
+        # A parameter serves as it is, nothing has to be put in its place; but one with hooks, which would run on the
+        # cotangent here and again where the caller's backward pass hands it on.
+        if place >= -len(self.captured) and t is self.captured[place] and t.is_leaf and not t._backward_hooks:
             return t
-        return super()._stand_in(index, t, need)
+        return super()._stand_in(place, t, need)
 
 
 def _at(function: FlatMap, tensors: tuple[torch.Tensor, ...], z: torch.Tensor) -> torch.Tensor:
