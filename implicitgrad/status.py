@@ -60,6 +60,10 @@ class Status(Enum):
     ADJOINT_MISMATCH = (
         "<A p, r> and <p, A^T r> differ beyond rounding, so jvp and vjp are not of one matrix: run check_operator."
     )
+    COUPLED = (
+        "The residual of a system that was done has changed with the others, so the leading axes are no independent "
+        "systems: leave batch_ndim at 0, or let the map treat each sample by itself."
+    )
     OVERFLOW = "The solution is too large for its dtype: scale the right-hand side down, or use a wider dtype."
     NONFINITE_INPUT = "The right-hand side or x0 holds NaN or Inf: look at the loss and at the forward pass."
     NONFINITE_OPERATOR = "A product of the operator held NaN or Inf: look at the map and its derivative at this point."

@@ -23,8 +23,15 @@ __all__ = ["Auto", "fall_back"]
 
 _SMALL = 256  # up to here the n products of a dense solve are no more than a hard Krylov solve takes anyway
 _ROOMY = 64  # most adjoint solves end within so many steps, so that a restart of this length is seldom met
-# Nothing else would do better: the data is bad, the format has no more digits, or x minimizes the residual.
-_FINAL = (Status.NONFINITE_INPUT, Status.NONFINITE_OPERATOR, Status.STAGNATED, Status.LEAST_SQUARES)
+# Nothing else would do better: the data is bad, the format has no more digits, x minimizes the residual, or the batch
+# is none.
+_FINAL = (
+    Status.NONFINITE_INPUT,
+    Status.NONFINITE_OPERATOR,
+    Status.STAGNATED,
+    Status.LEAST_SQUARES,
+    Status.COUPLED,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

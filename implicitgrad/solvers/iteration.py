@@ -153,6 +153,22 @@ class _Run:
         better = self.open & (self.r_norm < (math.inf if self.fixed else self.best_norm))
         self._replace(better, x)
         self.best_norm = pick(better, self.r_norm, self.best_norm)
+        if not system.single:
+            self._see_coupling(x)
+
+    def _see_coupling(self, x: Array) -> None:
+        """Find the systems that were done and are not any more: their residual has changed with their neighbours' x.
+
+        The residual of a system of its own stays what it was, zero where ``b = 0``. Rows that belong together, such as
+        the nodes of a graph, end up here when they are handed over as a batch.
+        """
+        system = self.system
+        moved = negate(self.open) & (self.status == Status.CONVERGED) & (self.r_norm > 2 * system.threshold)
+        if any_true(moved):
+            size = system.rhs_norm + system.operator_norm * system.backend.host_norm(x)
+            moved = moved & (self.r_norm > 8 * system.eps * size)
+            self.status = pick(moved, Status.COUPLED, self.status)
+            self.best_norm = pick(moved, self.r_norm, self.best_norm)
 
     def _handed_over(self) -> tuple[Array | None, Array]:
         """Return the start of a cycle and its residual, and forget them: a vector held here is one that nobody uses."""

@@ -157,7 +157,10 @@ class Search:
             image = z + residual
         size = backend.host_norm(residual)
         self._history.append(pick(self.live, size, math.nan) if self.batch else size)
-        return Point(z, image, residual, size)
+        point = Point(z, image, residual, size)
+        if self.batch:
+            self._see_coupling(point)
+        return point
 
     def _call(self, function: Any, lent: Array, like: Array) -> Array:
         result, intact = self.backend.call_foreign(function, lent)
@@ -219,6 +222,13 @@ class Search:
         self.close(self.live & (self._since_best >= 5) & (self.best_norm <= self.floor), Status.STAGNATED)
         self.close(self.live & (self.iters >= self.max_iters), Status.MAX_ITERS)
         return point
+
+    def _see_coupling(self, point: Point) -> None:
+        """Find samples that had converged, are held where they were, and whose residual has changed with the others."""
+        moved = (self._status == Status.CONVERGED) & (point.size > 2 * self.bound) & (point.size > self.floor)
+        if any_true(moved):
+            self._status = pick(moved, Status.COUPLED, self._status)
+            self.best_norm = pick(moved, point.size, self.best_norm)
 
     def settle(self, point: Point, where: Any, better: Any = None) -> None:
         """Keep the iterates of ``where`` that are the best so far, and end those whose residual is within the bound.

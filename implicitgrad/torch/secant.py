@@ -147,7 +147,7 @@ class SecantMethod(ForwardSolver):
 
     def iterate(self, search: Search) -> None:
         """Visit ``z0`` and ``f(z0)``, then accelerated points; ``old`` is what differences are taken from."""
-        point = best = orbit = search.visit(search.start)
+        point = best = search.visit(search.start)
         if not search.running:
             return
         window = Window(search.backend, search.start, int(self.m), point.size)
@@ -155,6 +155,7 @@ class SecantMethod(ForwardSolver):
         waited: Any = 0 * search.iters  # steps since then
         patience: Any = waited + 3 * self.m
         plain: Any = waited > 0  # samples that take the steps of Picard for now
+        orbit: Array | None = None  # where these go on, once a sample has turned to them
         while search.running:
             better = point.size <= best.size
             best = search.blend(better, point, best)
@@ -165,18 +166,19 @@ class SecantMethod(ForwardSolver):
             # more patience at each turn: near a fixed point that has just vanished, where the residual is small and
             # mixing is held, it has to lose what was gained before it gets on.
             stalled = waited > pick(plain, patience, 3 * self.m)
-            first_turn = stalled & negate(plain) & (patience == 3 * self.m)
-            orbit = search.blend(stalled & plain, point, search.blend(first_turn, best, orbit))
-            patience = pick(stalled & negate(plain), 4 * patience, patience)
-            plain = plain ^ stalled
-            mark, waited = pick(stalled, math.inf, mark), pick(stalled, 0, waited)
+            if any_true(stalled):
+                orbit = best.image if orbit is None else orbit
+                orbit = search.choose(stalled & negate(plain) & (patience == 3 * self.m), best.image, orbit)
+                orbit = search.choose(stalled & plain, point.image, orbit)
+                patience = pick(stalled & negate(plain), 4 * patience, patience)
+                plain = plain ^ stalled
+                mark, waited = pick(stalled, math.inf, mark), pick(stalled, 0, waited)
             # A rejected step has taught its secant all the same: the next one starts from the best iterate and uses it.
             back = negate(plain) & (stalled | negate(point.size <= self.growth * best.size))
             old = search.blend(negate(back), point, best)
-            old = search.blend(stalled & plain, orbit, old)
             if any_true(plain | stalled):
                 window.forget(plain | stalled)
-            z = old.image
+            z = old.image if orbit is None else search.choose(stalled & plain, orbit, old.image)
             if window.held.any():
                 z = window.subtract(z, self.coefficients(window, old.residual))
             point = search.visit(z)

@@ -571,3 +571,17 @@ class TestEquations:
             Equation(torch.cos, scale=1.0)
         with pytest.raises(ig.SettingTypeError, match="got function of type NoneType"):
             igt.Picard().solve(None, torch.zeros(1))
+
+
+@pytest.mark.parametrize("solver", [igt.Picard(), igt.Anderson(), igt.Broyden(), igt.NewtonKrylov()], ids=repr)
+def test_rows_that_belong_together_are_no_batch(solver):
+    """Nodes of a chain handed over as samples: one that was done is moved by its neighbours, and says so."""
+    n = 30
+    chain = torch.diag(torch.full((n - 1,), 0.9, dtype=torch.float64), -1)  # the signal runs down, node by node
+    push = torch.zeros(n, 1, dtype=torch.float64)
+    push[0] = 1.0
+    sol = solver.solve(lambda z: chain @ z + push, torch.zeros(n, 1, dtype=torch.float64))
+    exact = torch.linalg.solve(torch.eye(n, dtype=torch.float64) - chain, push)
+    assert torch.allclose(sol.x, exact) or ig.Status.COUPLED in sol.status
+    together = solver.solve(lambda z: (chain @ z[:, None] + push)[:, 0], torch.zeros(n, dtype=torch.float64))
+    assert together.status is ig.Status.CONVERGED

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import implicitgrad as ig
+import implicitgrad.torch as igt
 from implicitgrad.errors import SettingError
 from implicitgrad.status import Status
-from implicitgrad.torch.implicit import Adjoint, attach
+from implicitgrad.torch.implicit import Adjoint
 from implicitgrad.torch.reattach import reattach
 
 
@@ -58,7 +59,9 @@ def test_both_engines_agree():
     """attach, with the parameters as inputs, and reattach, which never sees them."""
     weight, x, function = _contraction()
     z = _fixed(function, x)
-    one = attach(lambda z, x: torch.tanh(z @ weight.T + x), z, [x], [weight], _settings())
+    one = igt.implicit_gradient(
+        lambda z, x: torch.tanh(z @ weight.T + x), z, x, adjoint=_settings().solver, on_failure="return"
+    )
     expected = torch.autograd.grad(one.sin().sum(), (weight, x))
     two = reattach(function, z, _settings())
     torch.testing.assert_close(torch.autograd.grad(two.sin().sum(), (weight, x)), expected, rtol=1e-12, atol=1e-14)
@@ -66,7 +69,7 @@ def test_both_engines_agree():
 
 
 def test_a_computed_tensor_keeps_its_history():
-    """What attach has to refuse, a tensor with a past that is no argument: here its graph is simply there."""
+    """A tensor with a past that is no argument: its graph is simply there."""
     scale = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     computed = scale**2
     z = reattach(lambda z: computed * z + 1, torch.tensor([4 / 3], dtype=torch.float64), _settings())
