@@ -83,3 +83,14 @@ def test_numbers_from_the_host_are_a_vector_or_coefficients_and_not_guessed_from
     assert isinstance(BACKEND.coefficients(np.ones(3), like), torch.Tensor)
     with pytest.raises(ShapeError, match="from_numpy"):
         BACKEND.from_numpy(np.ones(2), like)
+
+
+def test_a_single_zero_stands_for_a_vector_of_them():
+    """zeros((1,)) broadcasts, on shards of any length, as it does for tensors; another wrong length is refused."""
+    for rows in (torch.arange(6.0).reshape(2, 3), torch.zeros(2, 0), torch.ones(2, 1)):
+        x = Sharded(rows)
+        kept = BACKEND.select(np.array([True, False]), x, BACKEND.zeros((1,), x))
+        assert torch.equal(kept.local, rows * torch.tensor([[1.0], [0.0]]))
+        assert kept.shape == x.shape
+    with pytest.raises(ShapeError, match="zeros: got a last axis of 2"):
+        BACKEND.zeros((2,), Sharded(torch.ones(3)))

@@ -74,8 +74,12 @@ class ShardedBackend(TorchBackend):
         return made(super().times(alpha, x._local), x.ranks, x.failure)
 
     def zeros(self, shape: tuple[int, ...], like: Array) -> Array:
-        _require_length("zeros", shape[-1], like)
-        return made(super().zeros((*shape[:-1], like._local.shape[-1]), like._local), like.ranks, None)
+        length = like._local.shape[-1]
+        if tuple(shape) == (1,) != tuple(like.shape[-1:]):
+            length = 1  # a single zero, which broadcasts against shards of any length: what select takes for "nothing"
+        else:
+            _require_length("zeros", shape[-1], like)
+        return made(super().zeros((*shape[:-1], length), like._local), like.ranks, None)
 
     def copy(self, x: Array) -> Array:
         return made(super().copy(x._local), x.ranks, x.failure)
