@@ -29,6 +29,8 @@ import torch
 from torch.overrides import handle_torch_function
 
 from implicitgrad.adjoint import adjoint_solve, report_failure, solve, tangent_solve
+from implicitgrad.backends import backend_of
+from implicitgrad.backends.host import any_true, negate, pick
 from implicitgrad.backends.sharded import Sharded
 from implicitgrad.backends.torch import BACKEND
 from implicitgrad.errors import NotConvergedError, SettingError
@@ -79,9 +81,17 @@ class Adjoint:
     cut: Sharded | None = None
 
     def solve(
-        self, image: torch.Tensor, point: torch.Tensor, cotangent: torch.Tensor, transposed: bool = True
+        self,
+        image: torch.Tensor,
+        point: torch.Tensor,
+        cotangent: torch.Tensor,
+        transposed: bool = True,
+        moved: Any = False,
     ) -> Solution:
-        """Solve ``A^H u = cotangent``, or ``A v = tangent``; report, then raise or warn as the policy says."""
+        """Solve ``A^H u = cotangent``, or ``A v = tangent``; report, then raise or warn as the policy says.
+
+        Where ``moved`` holds, ``point`` is no solution of the equation any more: ``FORWARD_NOT_CONVERGED``.
+        """
         rhs: Any = cotangent.detach()
         x0: Any = self.x0 if transposed and self.x0 is not None and self.x0.shape == rhs.shape else None
         size = None
@@ -102,11 +112,22 @@ class Adjoint:
             policy = "raise"
         else:
             policy = self.on_failure if policy == "return" else "return"
+        name = f"{self.name}, {'backward' if transposed else 'forward mode'}"
+        if any_true(moved):
+            good = np.asarray(solution.status) == Status.CONVERGED
+            good |= np.asarray(solution.status) == Status.TRUNCATED
+            status = pick(moved & good, Status.FORWARD_NOT_CONVERGED, solution.status)
+            solution = replace(solution, status=status)
+            policy = "warn" if policy == "return" != self.on_failure else policy
+            name += (
+                " (f no longer has the fixed point that was found: something it uses has changed since, or it mixes "
+                "systems that batch_ndim counts as independent)"
+            )
         if self.cut is not None:
             solution = replace(solution, x=solution.x.local)
         if self.tell is not None:
             self.tell(solution)
-        report_failure(f"{self.name}, {'backward' if transposed else 'forward mode'}", solution, policy, 4)
+        report_failure(name, solution, policy, 4)
         return solution
 
 
@@ -132,6 +153,10 @@ class Implicit(ABC):
     @abstractmethod
     def find(self, x0: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
         """Solve the equation for plain tensors."""
+
+    def moved(self, image: torch.Tensor, point: torch.Tensor) -> Any:
+        """Return, one a system, whether the map has changed since ``point`` was found; our own maps do not."""
+        return False
 
     @abstractmethod
     def vmapped(self, dims: tuple[int | None, ...], randomness: str) -> Implicit:
@@ -180,6 +205,8 @@ class Primal(Implicit):
     ----------
     function : callable
         ``F`` on flat states ``(..., n)``, with every tensor it depends on among its arguments.
+    limits : list of host values
+        Once ``find`` has run: how large the residual at its point may be when ``F`` is evaluated there again.
     solver : callable
         ``(F, merit, z0) -> Solution`` with ``F`` and ``merit`` functions of the state alone.
     merit : callable or None
@@ -192,6 +219,7 @@ class Primal(Implicit):
     solver: Callable[[FlatMap, FlatMap | None, torch.Tensor], Solution]
     merit: FlatMap | None = None
     captured: tuple[torch.Tensor, ...] = ()
+    limits: list[Any] = field(default_factory=list, kw_only=True)
 
     def map(self, x: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
         """Return ``F(z, *tensors)``."""
@@ -202,14 +230,30 @@ class Primal(Implicit):
         merit = None if self.merit is None else partial(_at, self.merit, tensors)
         solution = self.solver(partial(_at, self.function, tensors), merit, x0)
         self.found.append(solution)
+        # Rounding differs between a call with and one without gradients (fused kernels, compiled code). A system that
+        # was not solved has said so.
+        largest = 10 * np.fmax(solution.residual_norm, solution.bound)
+        limit = largest + 1000 * torch.finfo(x0.dtype).eps * np.asarray(solution.rhs_norm)
+        limit = np.where(np.asarray(solution.converged), limit, np.inf)
+        self.limits[:] = [limit if limit.ndim else float(limit)]
         result: torch.Tensor = solution.x.clone()  # the report keeps its own: this one is about to get a history
         return result
+
+    def moved(self, image: torch.Tensor, point: torch.Tensor) -> Any:
+        """Return, one a system, whether ``image``, the value at the ``point`` found, is no longer that of then."""
+        if not self.limits:
+            return False
+        with torch.no_grad():
+            residual: Any = image - point if self.adjoint.shifted else image
+        if self.adjoint.cut is not None:
+            residual = self.adjoint.cut.like(residual)
+        return negate(backend_of(residual).host_norm(residual) <= self.limits[0])
 
     def vmapped(self, dims: tuple[int | None, ...], randomness: str) -> Primal:
         """Return the equation of a batch: ``F`` mapped over it."""
         mapped = partial(torch.vmap, in_dims=(0, *dims), randomness=randomness)
         merit = None if self.merit is None else mapped(self.merit)
-        return replace(self, function=mapped(self.function), merit=merit, captured=())
+        return replace(self, function=mapped(self.function), merit=merit, captured=(), limits=[])
 
     def _check(self, image: torch.Tensor, known: list[torch.Tensor]) -> None:
         if not is_transformed():
@@ -245,7 +289,7 @@ class _Transposed(Implicit):
         """Run the adjoint solve."""
         g, z, *rest = tensors
         image, point, _ = self.of.partials(z, tuple(rest), (False,) * len(rest), detached=True)
-        solution = self.adjoint.solve(image, point, g)
+        solution = self.adjoint.solve(image, point, g, moved=self.of.moved(image, point))
         self.found.append(solution)
         result: torch.Tensor = solution.x.clone()
         return result
@@ -366,7 +410,7 @@ def _plain_pull_back(
 ) -> list[torch.Tensor | None]:
     """Return the cotangents of ``tensors`` on one graph of the map: products of the solve and pull-back alike."""
     image, point, stand_ins = equation.partials(x, tensors, wanted, detached=True)
-    solution = equation.adjoint.solve(image, point, g)
+    solution = equation.adjoint.solve(image, point, g, moved=equation.moved(image, point))
     tell, unseen = equation.adjoint.tell, solution.num_matvecs == 0 and not np.any(solution.converged)
     if unseen and tell is not None and equation.adjoint.cut is None:
         # A one-step gradient that someone asks about: its residual J^H g is one more output of the pull-back, at 1.5

@@ -491,6 +491,83 @@ class TestMapsThatMisbehave:
         assert report.status is S.FORWARD_NOT_CONVERGED
 
 
+class _Changing(torch.nn.Module):
+    """tanh(scale mask dropout(z) + x), with three things in it that are no parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.mask, self.scale, self.dropout = torch.linspace(0.2, 1.0, 20, dtype=DOUBLE), 0.4, torch.nn.Dropout(0.5)
+        self.array = np.ones(20)
+
+    def forward(self, z, x):
+        return torch.tanh(self.scale * self.mask * self.dropout(z) + torch.from_numpy(self.array) * x)
+
+
+CHANGES = {
+    "buffer": lambda m: m.mask.zero_(),
+    "attribute": lambda m: setattr(m, "scale", -0.9),
+    "mode": lambda m: m.eval(),
+    "numpy": lambda m: m.array.fill(2.0),
+}
+
+
+class TestMapsThatChange:
+    """The backward pass evaluates the map again: if it is another map by then, the gradient is that of neither."""
+
+    @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+    @pytest.mark.parametrize("policy", ["warn", "raise", "return", ig.GMRES()], ids=str)
+    def test_a_map_that_changed_before_the_backward_pass_is_told(self, change, policy):
+        """What autograd has no version of: buffers without gradient, attributes, train and eval mode, NumPy arrays."""
+        torch.manual_seed(0)
+        module, x, report = _Changing(), torch.linspace(-1, 1, 20, dtype=DOUBLE).requires_grad_(), igt.Report()
+        z = igt.fixed_point(module, torch.zeros(20, dtype=DOUBLE), x, report=report, on_failure=policy)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # the healthy twin
+            torch.autograd.grad(z.sum(), x, retain_graph=True)
+        assert report.status is S.CONVERGED
+        change(module)
+        words = "f no longer has the fixed point that was found"
+        if policy == "raise":
+            with pytest.raises(ig.NotConvergedError, match=words):
+                torch.autograd.grad(z.sum(), x)
+        elif policy == "return":
+            torch.autograd.grad(z.sum(), x)
+        else:
+            with pytest.warns(ig.ConvergenceWarning, match=words):
+                torch.autograd.grad(z.sum(), x)
+        assert report.backward.status is S.FORWARD_NOT_CONVERGED
+
+    def test_its_second_derivative_is_refused(self):
+        module, x = _Changing().eval(), torch.linspace(-1, 1, 20, dtype=DOUBLE).requires_grad_()
+        z = igt.fixed_point(module, torch.zeros(20, dtype=DOUBLE), x, on_failure="return")
+        torch.autograd.grad(z.sum(), x, create_graph=True)
+        module.scale = -0.9
+        with pytest.raises(ig.SettingError, match="FORWARD_NOT_CONVERGED"):
+            torch.autograd.grad(z.sum(), x, create_graph=True)
+
+    def test_samples_that_are_no_systems_are_told(self):
+        """z_i = 0.9 z_{i-1} + x_i with batch_ndim=1: a sample that ended is moved on by its neighbour afterwards."""
+        x, report = torch.randn(6, 1, dtype=DOUBLE, requires_grad=True), igt.Report()
+        f = lambda z, x: 0.9 * z.roll(1, 0) + x
+        z = igt.fixed_point(f, torch.zeros(6, 1, dtype=DOUBLE), x, batch_ndim=1, report=report)
+        assert torch.linalg.norm(f(z, x) - z) > 1e-3  # the forward pass could not know
+        with pytest.warns(ig.ConvergenceWarning, match="mixes systems that batch_ndim counts as independent"):
+            torch.autograd.grad(z.sum(), x)
+        assert not report.status.is_good
+
+    @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("tolerance", [None, 0.0])
+    def test_rounding_is_no_change(self, dtype, tolerance):
+        """Attention in eval mode takes another kernel without gradients than with them."""
+        block = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).to(dtype).eval()
+        x, report = torch.randn(2, 3, 8, dtype=dtype, requires_grad=True), igt.Report()
+        f = lambda z, x: 0.2 * torch.tanh(block(z + x))
+        settings = {"solver": igt.Picard(rtol=tolerance, max_iters=60), "report": report, "on_failure": "return"}
+        z = igt.fixed_point(f, torch.zeros_like(x), x, **settings)
+        torch.autograd.grad(z.sum(), x)
+        assert report.backward.status is not S.FORWARD_NOT_CONVERGED
+
+
 class TestHooksAndAliases:
     @pytest.mark.parametrize("captured", [True, False])
     @pytest.mark.parametrize("create_graph", [True, False])
