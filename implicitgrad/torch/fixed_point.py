@@ -8,6 +8,7 @@ from typing import Any
 from implicitgrad.errors import SettingTypeError
 from implicitgrad.solvers import Solver
 from implicitgrad.torch.anderson import Anderson
+from implicitgrad.torch.compiled import uncompiled
 from implicitgrad.torch.flat import FlatFunction
 from implicitgrad.torch.forward import ForwardSolver
 from implicitgrad.torch.layout import Layout
@@ -17,6 +18,7 @@ from implicitgrad.torch.report import Report
 __all__ = ["fixed_point", "implicit_gradient"]
 
 
+@uncompiled
 def fixed_point(
     f: Callable[..., Any],
     z0: Any,
@@ -108,6 +110,7 @@ def fixed_point(
     return this.run(z0, lambda F, merit, z, first, keep: method.solve(F, z, first, keep))
 
 
+@uncompiled
 def implicit_gradient(
     f: Callable[..., Any],
     z_star: Any,

@@ -15,9 +15,10 @@ from typing import Any, cast
 import optree
 import torch
 
-from implicitgrad.errors import SettingTypeError
+from implicitgrad.errors import OperatorError, SettingError, SettingTypeError
 from implicitgrad.torch.captured import Observed, Substituted, is_transformed
-from implicitgrad.torch.frozen import Frozen, eager
+from implicitgrad.torch.compiled import eager
+from implicitgrad.torch.frozen import Frozen
 from implicitgrad.torch.layout import Layout
 
 __all__ = ["FlatFunction"]
@@ -59,6 +60,7 @@ class FlatFunction:
         self.captured: tuple[torch.Tensor, ...] = ()
         self.frozen = Frozen(layout.device)
         self._f, self._form = f, form
+        self._constants: list[tuple[torch.Tensor, int]] = []
         leaves, self._treespec = optree.tree_flatten(cast(Any, args))
         self._is_tensor = [isinstance(leaf, torch.Tensor) for leaf in leaves]
         self.tensors: list[torch.Tensor] = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
@@ -69,7 +71,14 @@ class FlatFunction:
         self._autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
     def __call__(self, z: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
-        """Return ``F(z, *tensors)``: every time the same function, which leaves nothing behind."""
+        """Return ``F(z, *tensors)``: every time the same function, which leaves nothing behind.
+
+        Raises
+        ------
+        OperatorError
+            A tensor that ``f`` captures has been changed in place since the first call.
+        """
+        self._refuse_changes()
         if not self.frozen.moves:
             return self._substituted(z, tensors)
         with self.frozen.again():
@@ -93,22 +102,22 @@ class FlatFunction:
         SettingError
             ``f`` uses a tensor with a history in a way that cannot be followed.
         """
-        wanted = torch.is_grad_enabled()
+        # New tensors, for f may capture what it is also given, and only the former is captured.
+        self.tensors = [_usual(t) for t in self.tensors]
+        own = [t.detach() for t in (z, *self.tensors)]
+        if torch.is_grad_enabled() and not is_transformed():  # a transform lets nobody ask for a gradient
+            own[0].requires_grad_()
         with eager():
-            if wanted and not is_transformed():
-                own = [z.detach().requires_grad_(), *(t.detach() for t in self.tensors)]
-            else:  # a transform hides who requires a gradient, and lets nobody ask for one
-                own = [z, *self.tensors]
-            seen = Observed([*own, *self.tensors])
+            seen = Observed(own)
             self.frozen.begin()
             try:
                 with seen:
                     image = self._evaluate(own[0], tuple(own[1:]))
             finally:
                 self.frozen.end(seen.written)
-            if wanted:
-                self.captured = tuple(seen.reached(self.name, image))
-                self.tensors = [*self.tensors, *self.captured]
+            self.captured = tuple(seen.reached(self.name, image))
+            self.tensors = [*self.tensors, *(_usual(t) for t in self.captured)]
+            self._constants = [] if is_transformed() else seen.constants
         return image.detach()
 
     def settle(self, z: torch.Tensor) -> None:
@@ -120,10 +129,37 @@ class FlatFunction:
     def _substituted(self, z: torch.Tensor, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Evaluate with those values of the captured tensors that are handed in, if they are not the ones it has."""
         given, values = tensors[: self._count], tensors[self._count :]
-        if all(value is own for value, own in zip(values, self.captured, strict=True)):
-            return self._evaluate(z, given) if not torch.is_grad_enabled() else self._eagerly(z, given)
-        with Substituted(self.captured, values):
+        captured = self.captured
+        if all(value is own for value, own in zip(values, captured, strict=True)):
+            if not torch.is_grad_enabled():
+                return self._evaluate(z, given)
+            captured = values = ()
+        if torch.is_grad_enabled() and self.frozen.writes:
+            buffers, stand_ins = self.frozen.buffers()
+            captured, values = captured + buffers, values + stand_ins
+        if not captured:
             return self._eagerly(z, given)
+        try:
+            with Substituted(captured, values):
+                return self._eagerly(z, given)
+        except RuntimeError as error:
+            if "functorch" in str(error) and any(map(is_transformed, captured)):
+                raise SettingError(
+                    f"{self.name}: f hands a captured tensor to a torch.func transform of its own while another one is "
+                    f"taken of the layer, and torch cannot tell them apart. Write f(z, x) and pass x: {self.name}(f, z, "
+                    "x)."
+                ) from error
+            raise
+
+    def _refuse_changes(self) -> None:
+        """Raise what autograd raises for tensors that it has saved; it knows nothing of those without a gradient."""
+        for t, version in self._constants:
+            if not t.is_inference() and t._version != version:
+                raise OperatorError(
+                    f"{self.name}: a tensor of shape {tuple(t.shape)} that f captures has been modified by an inplace "
+                    f"operation: it is at version {t._version}, expected version {version}, at which the fixed point "
+                    "was found. Change it after the backward pass, or a clone of it."
+                )
 
     def _eagerly(self, z: torch.Tensor, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
         with eager():
@@ -148,3 +184,11 @@ class FlatFunction:
         given = iter(tensors)
         filled = [next(given) if own else other for own, other in zip(self._is_tensor, self._others, strict=True)]
         return cast(tuple[Any, ...], optree.tree_unflatten(self._treespec, filled))
+
+
+def _usual(t: torch.Tensor) -> torch.Tensor:
+    """Return a clone of a tensor made in inference mode, which Newton's method could not differentiate by.
+
+    Where gradients are wanted it stays as it is, for torch to refuse.
+    """
+    return t.clone() if t.is_inference() and not torch.is_grad_enabled() else t

@@ -33,6 +33,7 @@ from implicitgrad.operators import VJPOperator
 from implicitgrad.solvers import Solution, Solver
 from implicitgrad.status import Status
 from implicitgrad.torch.captured import is_transformed, refuse_unknown_leaves
+from implicitgrad.torch.compiled import uncompiled
 from implicitgrad.torch.linearize import linearized, pulled_back, push_forward
 from implicitgrad.torch.operators import jacobian_of
 
@@ -142,11 +143,11 @@ class Implicit(ABC):
         with torch.enable_grad():
             if detached:
                 point = x.detach().requires_grad_()
-                stand_ins = [
-                    self._stand_in(i, t, need) for i, (t, need) in enumerate(zip(tensors, wanted, strict=True))
-                ]
+                places = range(-len(tensors), 0)
+                stand_ins = [self._stand_in(*each) for each in zip(places, tensors, wanted, strict=True)]
             else:
-                point, stand_ins = x.view_as(x), [t.view_as(t) for t in tensors]
+                # Not of all of them: sparse ones have no views.
+                point, stand_ins = x.view_as(x), [t.view_as(t) if t.requires_grad else t for t in tensors]
             image = self.map(point, *stand_ins)
         self._check(image, [point, *stand_ins])
         return image, point, stand_ins
@@ -154,7 +155,8 @@ class Implicit(ABC):
     def _check(self, image: torch.Tensor, known: list[torch.Tensor]) -> None:  # noqa: B027 - for the user's map only
         """Raise where ``image`` depends on a tensor besides the ``known`` ones; our own maps do not."""
 
-    def _stand_in(self, index: int, t: torch.Tensor, need: bool) -> torch.Tensor:
+    def _stand_in(self, place: int, t: torch.Tensor, need: bool) -> torch.Tensor:
+        """Return a stand-in without history for the tensor at ``place``, counted from the end."""
         return t.detach().requires_grad_(need)
 
 
@@ -201,12 +203,11 @@ class Primal(Implicit):
         if not is_transformed():
             refuse_unknown_leaves(self.adjoint.name, image, known)
 
-    def _stand_in(self, index: int, t: torch.Tensor, need: bool) -> torch.Tensor:
-        if t.is_leaf and any(
-            t is c for c in self.captured
-        ):  # a parameter: as it is, nothing has to be put in its place
+    def _stand_in(self, place: int, t: torch.Tensor, need: bool) -> torch.Tensor:
+        # A captured parameter: as it is, nothing has to be put in its place. By place, since it may be an argument too.
+        if t.is_leaf and place >= -len(self.captured) and self.captured[place] is t:
             return t
-        return super()._stand_in(index, t, need)
+        return super()._stand_in(place, t, need)
 
 
 def _at(function: FlatMap, tensors: tuple[torch.Tensor, ...], z: torch.Tensor) -> torch.Tensor:
@@ -225,6 +226,7 @@ class _Transposed(Implicit):
         g, z, *rest = tensors
         _, pull_back = linearized(lambda z: self.of.map(z, *rest), z)
         (product,) = pull_back(x)
+        assert product is not None  # z is no integer
         return g + product if self.adjoint.shifted else product - g
 
     def find(self, x0: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
@@ -314,6 +316,7 @@ class _Solve(torch.autograd.Function):
         ctx.save_for_forward(output, *inputs[2:])
 
     @staticmethod
+    @uncompiled
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if torch._C._functorch.is_legacy_batchedtensor(g):
             raise SettingError(
@@ -331,6 +334,7 @@ class _Solve(torch.autograd.Function):
         return None, start, *differentiate(ctx.equation, x, tuple(tensors), wanted, g)
 
     @staticmethod
+    @uncompiled
     def jvp(ctx: Any, equation: None, x0: torch.Tensor | None, *tangents: torch.Tensor | None) -> torch.Tensor:
         x, *tensors = ctx.saved_tensors
         filled = [torch.zeros_like(w) if t is None else t for w, t in zip(tensors, tangents, strict=True)]
