@@ -20,6 +20,7 @@ from implicitgrad.torch.captured import Observed, Substituted, is_transformed
 from implicitgrad.torch.compiled import eager
 from implicitgrad.torch.frozen import Frozen
 from implicitgrad.torch.layout import Layout
+from implicitgrad.torch.members import Members
 
 __all__ = ["FlatFunction"]
 
@@ -61,6 +62,7 @@ class FlatFunction:
         self.frozen = Frozen(layout.device)
         self._f, self._form = f, form
         self._constants: list[tuple[torch.Tensor, int]] = []
+        self._members = Members(f)
         leaves, self._treespec = optree.tree_flatten(cast(Any, args))
         self._is_tensor = [isinstance(leaf, torch.Tensor) for leaf in leaves]
         self.tensors: list[torch.Tensor] = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
@@ -79,10 +81,11 @@ class FlatFunction:
             A tensor that ``f`` captures has been changed in place since the first call.
         """
         self._refuse_changes()
-        if not self.frozen.moves:
-            return self._substituted(z, tensors)
-        with self.frozen.again():
-            return self._substituted(z, tensors)
+        with self._members.in_place():
+            if not self.frozen.moves:
+                return self._substituted(z, tensors)
+            with self.frozen.again():
+                return self._substituted(z, tensors)
 
     def formed(self, form: Form) -> Callable[..., torch.Tensor]:
         """Return another function of the same ``f``, arguments and surroundings; once ``observe`` has run."""
@@ -118,6 +121,7 @@ class FlatFunction:
             self.captured = tuple(seen.reached(self.name, image))
             self.tensors = [*self.tensors, *(_usual(t) for t in self.captured)]
             self._constants = [] if is_transformed() else seen.constants
+            self._members.keep([*self.captured, *(t for t, _ in seen.constants)])
         return image.detach()
 
     def settle(self, z: torch.Tensor) -> None:
@@ -145,9 +149,8 @@ class FlatFunction:
         except RuntimeError as error:
             if "functorch" in str(error) and any(map(is_transformed, captured)):
                 raise SettingError(
-                    f"{self.name}: f hands a captured tensor to a torch.func transform of its own while another one is "
-                    f"taken of the layer, and torch cannot tell them apart. Write f(z, x) and pass x: {self.name}(f, z, "
-                    "x)."
+                    f"{self.name}: f hands a captured tensor to a torch.func transform of its own while another is "
+                    f"taken of the layer, and torch cannot tell them apart. Pass the tensor: {self.name}(f, z, x)."
                 ) from error
             raise
 

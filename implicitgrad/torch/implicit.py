@@ -140,14 +140,18 @@ class Implicit(ABC):
         a function of the originals, and yet derivatives with respect to them are partial ones: through ``x`` itself,
         which depends on the tensors by this very equation, they would call themselves for ever.
         """
+        places = range(-len(tensors), 0)
         with torch.enable_grad():
             if detached:
                 point = x.detach().requires_grad_()
-                places = range(-len(tensors), 0)
                 stand_ins = [self._stand_in(*each) for each in zip(places, tensors, wanted, strict=True)]
             else:
-                # Not of all of them: sparse ones have no views.
-                point, stand_ins = x.view_as(x), [t.view_as(t) if t.requires_grad else t for t in tensors]
+                point, stand_ins = x.view_as(x), []
+                for place, t, need in zip(places, tensors, wanted, strict=True):
+                    if t.requires_grad:
+                        stand_ins.append(t.view_as(t))
+                    else:  # a constant, which may be sparse and has no views; or torch.func.vjp is over, and t is bare
+                        stand_ins.append(self._stand_in(place, t, True) if need else t)
             image = self.map(point, *stand_ins)
         self._check(image, [point, *stand_ins])
         return image, point, stand_ins
@@ -324,7 +328,9 @@ class _Solve(torch.autograd.Function):
                 "vectorize=True or check_batched_grad=True), expected single ones: it hides the values that a solver "
                 "decides by. Use torch.func.vmap, jacrev or jacfwd, which are one batched solve."
             )
-        x, *tensors = ctx.saved_tensors  # raises torch's version error after an in-place change
+        saved = ctx.saved_tensors  # raises torch's version error after an in-place change
+        # What torch.func.vjp returns is called when its wrappers mean nothing any more.
+        x, *tensors = map(torch._C._functorch.unwrap_if_dead, saved)
         wanted = tuple(ctx.needs_input_grad[2:])
         start = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
         if not any(wanted):
