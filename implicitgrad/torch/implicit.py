@@ -160,8 +160,12 @@ class Implicit(ABC):
         """Raise where ``image`` depends on a tensor besides the ``known`` ones; our own maps do not."""
 
     def _stand_in(self, place: int, t: torch.Tensor, need: bool) -> torch.Tensor:
-        """Return a stand-in without history for the tensor at ``place``, counted from the end."""
-        return t.detach().requires_grad_(need)
+        """Return a stand-in without history for the tensor at ``place``, counted from the end.
+
+        It requires a gradient where ``t`` does, wanted or not: a checkpoint inside of the map calls its part again with
+        the tensors that it has captured, and takes the i-th saved one for the i-th.
+        """
+        return t.detach().requires_grad_(need or t.requires_grad)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Members:
     """
 
     def __init__(self, f: Callable[..., Any]) -> None:
-        owners = [members for m in _modules(f) for members in (m._parameters, m._buffers)]
+        owners: list[dict[str, Any]] = [members for m in _modules(f) for members in (m._parameters, m._buffers)]
         self._held = [(members, name, t) for members in owners for name, t in members.items() if t is not None]
 
     def keep(self, tensors: list[torch.Tensor]) -> None:
@@ -48,8 +48,8 @@ class Members:
         try:
             yield
         finally:
-            for members, name, t in others:
-                members[name] = t
+            for members, name, other in others:
+                members[name] = other
 
 
 def _modules(f: Any) -> list[torch.nn.Module]:
