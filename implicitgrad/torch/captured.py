@@ -20,12 +20,14 @@ import torch
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode, handle_torch_function
 
-from implicitgrad.errors import SettingError
+from implicitgrad.errors import OperatorError, SettingError
 
 __all__ = ["Observed", "Substituted", "is_transformed", "refuse_unknown_leaves"]
 
 # torch functions that write into tensors without saying so: not in their names, nor in the tensors' version counters.
 _WRITES_STATISTICS = ("batch_norm", "instance_norm")
+# And some that say so and leave the numbers alone.
+_WRITES_NOTHING = ("requires_grad_", "detach_", "share_memory_")
 
 
 def is_transformed(x: object = None) -> bool:
@@ -42,7 +44,7 @@ class Observed(TorchFunctionMode):
     Parameters
     ----------
     own : sequence of tensor
-        The arguments that the map is called with.
+        The state and the arguments that the map is called with.
 
     Attributes
     ----------
@@ -58,6 +60,7 @@ class Observed(TorchFunctionMode):
     def __init__(self, own: Sequence[torch.Tensor]) -> None:
         super().__init__()
         self._known = {id(t): t for t in own}
+        self._lent = {_storage(t) for t in own[1:]} - {0}  # the solver looks after the state itself
         self._made: dict[int, weakref.ref[torch.Tensor]] = {}
         self._written: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._constants: dict[int, tuple[torch.Tensor, int]] = {}
@@ -90,6 +93,11 @@ class Observed(TorchFunctionMode):
         for t in _tensors((args, kwargs)):
             self._look_at(t)
         for t in _targets(getattr(func, "__name__", ""), args, kwargs):
+            if _storage(t) in self._lent:
+                raise OperatorError(
+                    f"f changes a tensor of shape {tuple(t.shape)} in place that it was given as an argument, expected "
+                    "it to be left as it is: f is called many times. Write to a buffer of a module, or to a clone."
+                )
             owner = t if id(t) in self._constants else self._owners.get(_storage(t))
             if owner is not None and id(owner) not in self._written:
                 self._written[id(owner)] = owner, owner.detach().clone()
@@ -279,6 +287,8 @@ def _targets(name: str, args: Any, kwargs: dict[str, Any]) -> Iterator[torch.Ten
         # The sixth argument of both of them, in torch and in torch.nn.functional, with opposite defaults in the latter.
         training = kwargs.get("training", kwargs.get("use_input_stats", (*args, *[True] * 6)[5]))
         yield from _tensors((args, kwargs)) if training else ()
+        return
+    if name in _WRITES_NOTHING:
         return
     if (name.endswith("_") and not name.endswith("__")) or name in ("__setitem__", "set_data") or name[:3] == "__i":
         yield from _tensors(args[:1])

@@ -29,7 +29,8 @@ class Members:
 
     def __init__(self, f: Callable[..., Any]) -> None:
         owners: list[dict[str, Any]] = [members for m in _modules(f) for members in (m._parameters, m._buffers)]
-        self._held = [(members, name, t) for members in owners for name, t in members.items() if t is not None]
+        held = [(members, name, t) for members in owners if isinstance(members, dict) for name, t in members.items()]
+        self._held = [member for member in held if member[2] is not None]  # and without those of scripted modules
 
     def keep(self, tensors: list[torch.Tensor]) -> None:
         """Forget all but ``tensors``, those that the map has used."""

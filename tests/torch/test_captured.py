@@ -1,6 +1,7 @@
 """Tensors that a map comes by in other ways than as arguments: their gradients are those of arguments, or refused."""
 
 import threading
+import warnings
 
 import pytest
 
@@ -19,8 +20,8 @@ grad = torch.autograd.grad
 WEIGHT = torch.nn.Parameter(torch.tensor([0.2, -0.5, 0.4], dtype=DOUBLE))  # a global
 
 
-def unrolled(f, z, *args):
-    for _ in range(120):
+def unrolled(f, z, *args, steps=120):
+    for _ in range(steps):
         z = f(z, *args)
     return z
 
@@ -135,6 +136,25 @@ class TestWhereItIsKept:
         z = igt.fixed_point(f, zeros, **tight)
         assert grad(z.sum(), (w, other), allow_unused=True)[1] is None
 
+    def test_where_an_energy_is_differentiated_inside_of_the_map(self, check, x):
+        """``z = x - grad E(z) / 2``, with the gradient by autograd: views that begin a graph of their own."""
+        W = (0.5 * torch.randn(N, N, dtype=DOUBLE)).requires_grad_()
+
+        def f(z, x):
+            with torch.enable_grad():
+                z = z if z.requires_grad else z.detach().requires_grad_()
+                energy = torch.log(torch.cosh(W @ z)).sum() + x.detach().requires_grad_().sum()
+                (g,) = torch.autograd.grad(energy, z, create_graph=True)
+            return x - 0.5 * g
+
+        check(f, [W], x)
+
+    def test_in_a_scripted_module(self, check, x):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            scripted = torch.jit.script(small(torch.nn.Linear(N, N).double()))
+        check(lambda z: torch.tanh(scripted(z) + x), scripted.parameters(), orders=[first])
+
 
 class TestHistory:
     def test_a_tensor_with_a_history(self, check, w, x):
@@ -196,7 +216,8 @@ class TestNested:
             return solve(lambda z, x: torch.tanh(0.5 * outer(solve(inside, zeros, z)) + x + w), zeros, x)
 
         wanted = [w, *inner.parameters(), *outer.parameters()]
-        ours, expected = (layer(s) for s in (lambda *a: igt.fixed_point(*a, **tight), unrolled))
+        solvers = (lambda *a: igt.fixed_point(*a, **tight)), (lambda *a: unrolled(*a, steps=30))  # rates of 1/4
+        ours, expected = map(layer, solvers)
         assert_equal(first(ours, wanted), first(expected, wanted))
         assert_equal(second(ours, wanted), second(expected, wanted))
 
@@ -278,6 +299,12 @@ class TestEditsInPlace:
             edited.add_(1.0)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             grad(z.sum(), w)
+
+    def test_by_the_map_itself_of_its_arguments_are_refused(self, zeros, w, x):
+        """It is called many times: they would pile up."""
+        f = lambda z, y: torch.tanh(0.3 * z * w + y.view(-1).add_(1.0))
+        with pytest.raises(ig.OperatorError, match="f changes a tensor of shape"):
+            igt.fixed_point(f, zeros, x)
 
     def test_of_what_the_map_does_not_use_are_free(self, tight, zeros, w, x):
         other = torch.ones(N)
