@@ -13,6 +13,7 @@ from implicitgrad.errors import SettingTypeError
 from implicitgrad.operators import VJPOperator
 from implicitgrad.solvers import Solution, Solver
 from implicitgrad.torch.anderson import Anderson
+from implicitgrad.torch.compiled import uncompiled
 from implicitgrad.torch.equation import Equation
 from implicitgrad.torch.flat import FlatFunction
 from implicitgrad.torch.forward import ForwardSolver
@@ -24,6 +25,7 @@ from implicitgrad.torch.report import Report
 __all__ = ["fixed_point", "implicit_gradient"]
 
 
+@uncompiled
 def fixed_point(
     f: Callable[..., Any],
     z0: Any,
@@ -129,6 +131,7 @@ def _search(
     return method.solve(equation, z0, first, trajectory)
 
 
+@uncompiled
 def implicit_gradient(
     f: Callable[..., Any],
     z_star: Any,

@@ -18,9 +18,11 @@ import torch
 
 from implicitgrad.errors import OperatorError, SettingError, SettingTypeError
 from implicitgrad.torch.captured import Observed, Substituted, is_transformed
+from implicitgrad.torch.compiled import eager
 from implicitgrad.torch.distributed import gathering_group
-from implicitgrad.torch.frozen import Frozen, eager
+from implicitgrad.torch.frozen import Frozen
 from implicitgrad.torch.layout import Layout
+from implicitgrad.torch.members import Members
 
 __all__ = ["FlatFunction"]
 
@@ -64,6 +66,8 @@ class FlatFunction:
         self.gathered: Any = None
         self.frozen = Frozen(layout.device)
         self._f, self._form = f, form
+        self._constants: list[tuple[torch.Tensor, int]] = []
+        self._members = Members(f)
         leaves, self._treespec = optree.tree_flatten(cast(Any, args))
         self._is_tensor = [isinstance(leaf, torch.Tensor) for leaf in leaves]
         self.tensors: list[torch.Tensor] = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
@@ -74,11 +78,19 @@ class FlatFunction:
         self._autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
     def __call__(self, z: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
-        """Return ``F(z, *tensors)``: every time the same function, which leaves nothing behind."""
-        if not self.frozen.moves:
-            return self._substituted(z, tensors)
-        with self.frozen.again():
-            return self.frozen.apart(self._substituted(z, tensors))
+        """Return ``F(z, *tensors)``: every time the same function, which leaves nothing behind.
+
+        Raises
+        ------
+        OperatorError
+            A tensor that ``f`` captures has been changed in place since the first call.
+        """
+        self._refuse_changes()
+        with self._members.in_place():
+            if not self.frozen.moves:
+                return self._substituted(z, tensors)
+            with self.frozen.again():
+                return self.frozen.apart(self._substituted(z, tensors))
 
     def formed(self, form: Form) -> Callable[..., torch.Tensor]:
         """Return another function of the same ``f``, arguments and surroundings; once ``observe`` has run."""
@@ -103,25 +115,27 @@ class FlatFunction:
         wanted, plain = torch.is_grad_enabled(), not is_transformed()
         # What FSDP2 does to its modules is to be seen in a graph only.
         fsdp = plain and "torch.distributed.fsdp" in sys.modules and torch.distributed.is_initialized()
-        start, z = z, z.clone()  # it may be the caller's own z0, and f may write to it
+        # New tensors, for f may capture what it is also given, and only the former is captured; and may write to z0.
+        self.tensors = [_usual(t) for t in self.tensors]
+        own = [z.detach().clone(), *(t.detach() for t in self.tensors)]
         with eager(), torch.set_grad_enabled(wanted or fsdp):
-            if plain and torch.is_grad_enabled():
-                own = [z.detach().requires_grad_(), *(t.detach() for t in self.tensors)]
-            else:  # a transform hides who requires a gradient, and lets nobody ask for one
-                own = [z, *self.tensors]
-            seen = Observed(own)  # an argument that f also comes by in another way is captured like any tensor
+            if plain and torch.is_grad_enabled():  # a transform lets nobody ask for a gradient
+                own[0].requires_grad_()
+            seen = Observed(own)
             self.frozen.begin()
             try:
                 with seen:
                     image = self.frozen.apart(self._evaluate(own[0], tuple(own[1:])), seen.written)
             finally:
                 self.frozen.end(seen.written)
-            self._refuse_writes(seen, plain and _differs(own[0].detach(), start))
+            self._refuse_writes(seen, plain and _differs(own[0].detach(), z.detach()))
             if fsdp:
                 self.gathered = gathering_group(image, seen.start)
-            if wanted and self.gathered is None:
+            if self.gathered is None and (wanted or not fsdp):
                 self.captured = tuple(seen.reached(self.name, image))
-                self.tensors = [*self.tensors, *self.captured]
+                self.tensors = [*self.tensors, *(_usual(t) for t in self.captured)]
+            self._constants = seen.constants if plain else []
+            self._members.keep([*self.captured, *(t for t, _ in seen.constants)])
         return image.detach()
 
     def _refuse_writes(self, seen: Observed, state_changed: bool) -> None:
@@ -146,10 +160,36 @@ class FlatFunction:
     def _substituted(self, z: torch.Tensor, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Evaluate with those values of the captured tensors that are handed in, if they are not the ones it has."""
         given, values = tensors[: self._count], tensors[self._count :]
-        if all(value is own for value, own in zip(values, self.captured, strict=True)):
-            return self._evaluate(z, given) if not torch.is_grad_enabled() else self._eagerly(z, given)
-        with Substituted(self.captured, values):
+        captured = self.captured
+        if all(value is own for value, own in zip(values, captured, strict=True)):
+            if not torch.is_grad_enabled():
+                return self._evaluate(z, given)
+            captured = values = ()
+        if torch.is_grad_enabled() and self.frozen.writes:
+            buffers, stand_ins = self.frozen.buffers()
+            captured, values = captured + buffers, values + stand_ins
+        if not captured:
             return self._eagerly(z, given)
+        try:
+            with Substituted(captured, values):
+                return self._eagerly(z, given)
+        except RuntimeError as error:
+            if "functorch" in str(error) and any(map(is_transformed, captured)):
+                raise SettingError(
+                    f"{self.name}: f hands a captured tensor to a torch.func transform of its own while another is "
+                    f"taken of the layer, and torch cannot tell them apart. Pass the tensor: {self.name}(f, z, x)."
+                ) from error
+            raise
+
+    def _refuse_changes(self) -> None:
+        """Raise what autograd raises for tensors that it has saved; it knows nothing of those without a gradient."""
+        for t, version in self._constants:
+            if not t.is_inference() and t._version != version:
+                raise OperatorError(
+                    f"{self.name}: a tensor of shape {tuple(t.shape)} that f captures has been modified by an inplace "
+                    f"operation: it is at version {t._version}, expected version {version}, at which the fixed point "
+                    "was found. Change it after the backward pass, or a clone of it."
+                )
 
     def _eagerly(self, z: torch.Tensor, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
         with eager():
@@ -179,3 +219,11 @@ class FlatFunction:
 def _differs(x: torch.Tensor, before: torch.Tensor) -> bool:
     """Return whether ``x`` no longer holds what it held: by value, since a change through ``.data`` has no version."""
     return not torch.equal(x, before) and not bool(((x == before) | (before != before)).all())  # NaN equals NaN
+
+
+def _usual(t: torch.Tensor) -> torch.Tensor:
+    """Return a clone of a tensor made in inference mode, which Newton's method could not differentiate by.
+
+    Where gradients are wanted it stays as it is, for torch to refuse.
+    """
+    return t.clone() if t.is_inference() and not torch.is_grad_enabled() else t

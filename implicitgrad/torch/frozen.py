@@ -2,20 +2,18 @@
 
 A solver calls the map many times, in the forward pass and again in the backward pass. Dropout would draw another mask
 each time, so there would be no fixed point to find, and running statistics would move with every call. Here every call
-begins from the same state of the random number generators and leaves the captured buffers as it found them; what one
-call leaves behind is left behind once, by the last one.
+begins from the same state of the random number generators and of the captured buffers, and leaves both as it found
+them; what one call leaves behind is left behind once, by the last one of the forward pass.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from contextlib import contextmanager
 
 import torch
 
-__all__ = ["Frozen", "eager"]
+__all__ = ["Frozen"]
 
 
 class Frozen:
@@ -50,7 +48,7 @@ class Frozen:
             The buffers it wrote to, each with a copy of what it held before.
         """
         self._written = written
-        _put(written)
+        _fill(written)
         self._after = self._generators()
         self.is_random = not all(map(torch.equal, self._before, self._after))
         if not self.is_random:
@@ -78,22 +76,16 @@ class Frozen:
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Surround a call that is to equal the first one and to leave nothing behind."""
-        if not self.moves:
-            yield
-            return
+        """Surround a call that is to equal the first one and to leave nothing behind: not later either, in backward."""
         outside = self._generators() if self.is_random else []
-        # Once the forward pass has ended, a call belongs to a backward pass: the buffers have moved on since, by this
-        # pass and by others, and stay where they are.
-        moved = [(t, t.detach().clone()) for t, _ in self._written] if self._settled else self._written
-        if self._settled:
-            _put(self._written)
+        found = [(t, t.detach().clone()) for t, _ in self._written]
+        _fill(self._written)
         self._set(self._before)
         try:
             yield
         finally:
             self._set(outside)
-            _put(moved)
+            _fill(found)
 
     @contextmanager
     def once(self) -> Iterator[None]:
@@ -104,6 +96,14 @@ class Frozen:
             yield
         finally:
             self._set(self._after)
+
+    def buffers(self) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+        """Return the buffers that the map writes to, and stand-ins for one call, which hold what the first call found.
+
+        A call whose graph is kept must write to stand-ins: the graph has saved what was written, and would not notice
+        when the buffer is filled again.
+        """
+        return tuple(t for t, _ in self._written), tuple(before.clone() for _, before in self._written)
 
     def _generators(self) -> list[torch.Tensor]:
         states = [torch.get_rng_state()]
@@ -118,19 +118,6 @@ class Frozen:
             torch.cuda.set_rng_state(states[1], self._device)
 
 
-def _put(held: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Write to each tensor what it held before."""
-    for t, before in held:
-        t.data.copy_(before)  # .data: graphs that have saved the buffer see the same numbers, not a new version
-
-
-def eager() -> AbstractContextManager[Any]:
-    """Return a context in which compiled functions run their eager originals.
-
-    The graph of a compiled function cannot be kept for several products (its buffers are donated) nor be differentiated
-    twice, and what it captures is hidden in it. Calls without gradients use the compiled code.
-    """
-    if "torch._dynamo" not in sys.modules:  # nothing has been compiled
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
+def _fill(contents: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    for t, content in contents:
+        t.data.copy_(content)  # .data: to graphs outside it is no change, since what they have saved comes back

@@ -39,6 +39,7 @@ from implicitgrad.solvers import Solution, Solver
 from implicitgrad.solvers.tail import geometric_tail
 from implicitgrad.status import Status
 from implicitgrad.torch.captured import is_transformed, refuse_unknown_leaves
+from implicitgrad.torch.compiled import uncompiled
 from implicitgrad.torch.linearize import linearized, pulled_back, push_forward
 from implicitgrad.torch.operators import jacobian_of
 
@@ -179,13 +180,18 @@ class Implicit(ABC):
         a function of the originals, and yet derivatives with respect to them are partial ones: through ``x`` itself,
         which depends on the tensors by this very equation, they would call themselves for ever.
         """
+        places = range(-len(tensors), 0)
         with torch.enable_grad():
             if detached:
                 point = x.detach().requires_grad_()
-                places = range(-len(tensors), 0)
-                stand_ins = [self._stand_in(i, t, n) for i, t, n in zip(places, tensors, wanted, strict=True)]
+                stand_ins = [self._stand_in(*each) for each in zip(places, tensors, wanted, strict=True)]
             else:
-                point, stand_ins = x.view_as(x), [t.view_as(t) for t in tensors]
+                point, stand_ins = x.view_as(x), []
+                for place, t, need in zip(places, tensors, wanted, strict=True):
+                    if t.requires_grad:
+                        stand_ins.append(t.view_as(t))
+                    else:  # a constant, which may be sparse and has no views; or torch.func.vjp is over, and t is bare
+                        stand_ins.append(self._stand_in(place, t, True) if need else t)
             image = self.map(point, *stand_ins)
         self._check(image, [point, *stand_ins])
         return image, point, stand_ins
@@ -194,7 +200,12 @@ class Implicit(ABC):
         """Raise where ``image`` depends on a tensor besides the ``known`` ones; our own maps do not."""
 
     def _stand_in(self, place: int, t: torch.Tensor, need: bool) -> torch.Tensor:
-        return t.detach().requires_grad_(need)
+        """Return a stand-in without history for the tensor at ``place``, counted from the end.
+
+        It requires a gradient where ``t`` does, wanted or not: a checkpoint inside of the map calls its part again with
+        the tensors that it has captured, and takes the i-th saved one for the i-th.
+        """
+        return t.detach().requires_grad_(need or t.requires_grad)
 
 
 @dataclass(frozen=True)
@@ -283,6 +294,7 @@ class _Transposed(Implicit):
         g, z, *rest = tensors
         _, pull_back = linearized(lambda z: self.of.map(z, *rest), z)
         (product,) = pull_back(x)
+        assert product is not None  # z is no integer
         return g + product if self.adjoint.shifted else product - g
 
     def find(self, x0: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
@@ -372,6 +384,7 @@ class _Solve(torch.autograd.Function):
         ctx.save_for_forward(output, *inputs[2:])
 
     @staticmethod
+    @uncompiled
     def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if torch._C._functorch.is_legacy_batchedtensor(g):
             raise SettingError(
@@ -379,7 +392,9 @@ class _Solve(torch.autograd.Function):
                 "vectorize=True or check_batched_grad=True), expected single ones: it hides the values that a solver "
                 "decides by. Use torch.func.vmap, jacrev or jacfwd, which are one batched solve."
             )
-        x, *tensors = ctx.saved_tensors  # raises torch's version error after an in-place change
+        saved = ctx.saved_tensors  # raises torch's version error after an in-place change
+        # What torch.func.vjp returns is called when its wrappers mean nothing any more.
+        x, *tensors = map(torch._C._functorch.unwrap_if_dead, saved)
         wanted = tuple(ctx.needs_input_grad[2:])
         start = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
         if not any(wanted):
@@ -389,6 +404,7 @@ class _Solve(torch.autograd.Function):
         return None, start, *differentiate(ctx.equation, x, tuple(tensors), wanted, g)
 
     @staticmethod
+    @uncompiled
     def jvp(ctx: Any, equation: None, x0: torch.Tensor | None, *tangents: torch.Tensor | None) -> torch.Tensor:
         x, *tensors = ctx.saved_tensors
         filled = [torch.zeros_like(w) if t is None else t for w, t in zip(tensors, tangents, strict=True)]

@@ -7,7 +7,7 @@ an iteration over leaves costs 0.5 ms more than one over the flat vector.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optree
@@ -88,6 +88,11 @@ class Layout:
 
     def _lengths(self) -> list[int]:
         return [math.prod(shape[len(self.batch) :]) for shape in self.shapes]
+
+    def stacked(self, flat: torch.Tensor) -> Layout:
+        """Return the layout of ``flat``, a flat state of this layout or a stack of them, as ``vmap`` makes it."""
+        stack = flat.shape[: flat.ndim - 1 - len(self.batch)]
+        return replace(self, shapes=tuple(stack + s for s in self.shapes), batch=stack + self.batch) if stack else self
 
     def ravel(self, state: Any) -> torch.Tensor:
         """Return the state as one tensor ``(..., n)``, differentiably."""

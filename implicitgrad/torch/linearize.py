@@ -16,25 +16,36 @@ from implicitgrad.torch.captured import is_transformed
 
 __all__ = ["linearized", "pulled_back", "push_forward"]
 
-PullBack = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+PullBack = Callable[[torch.Tensor], tuple[torch.Tensor | None, ...]]
 
 
 def linearized(function: Callable[..., torch.Tensor], *points: torch.Tensor) -> tuple[torch.Tensor, PullBack]:
     """Return ``function(*points)`` and the map ``u -> (d function / d points)^H u``.
 
     What the map returns is a differentiable function of ``u``, of the points that require gradients, and of what
-    ``function`` depends on besides.
+    ``function`` depends on besides. Points of integers and bools (indices, masks) have no derivative: None.
     """
-    if is_transformed():
-        transformed: Any = torch.func.vjp(function, *points)
-        return transformed[0], transformed[1]
-    with torch.enable_grad():
-        points = tuple(t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in points)
-        image = function(*points)
+    smooth = [t.is_floating_point() or t.is_complex() for t in points]
+    variables = [t for t, varies in zip(points, smooth, strict=True) if varies]
 
-    def on_graph(u: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        pulled = pulled_back(image, points, u, create_graph=True)
-        return tuple(torch.zeros_like(t) if p is None else p for t, p in zip(points, pulled, strict=True))
+    def of_variables(*values: torch.Tensor) -> torch.Tensor:
+        given = iter(values)
+        return function(*(next(given) if varies else t for t, varies in zip(points, smooth, strict=True)))
+
+    def to_all(pulled: Sequence[torch.Tensor]) -> tuple[torch.Tensor | None, ...]:
+        given = iter(pulled)
+        return tuple(next(given) if varies else None for varies in smooth)
+
+    if is_transformed():
+        transformed: Any = torch.func.vjp(of_variables, *variables)
+        return transformed[0], lambda u: to_all(transformed[1](u))
+    with torch.enable_grad():
+        sources = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in variables]
+        image = of_variables(*sources)
+
+    def on_graph(u: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        pulled = pulled_back(image, sources, u, create_graph=True)
+        return to_all([torch.zeros_like(t) if p is None else p for t, p in zip(sources, pulled, strict=True)])
 
     return image, on_graph
 
@@ -49,16 +60,18 @@ def push_forward(
     """
     with torch.enable_grad():
         image, pull_back = linearized(function, *points)
-        _, transpose = linearized(lambda u: _paired(pull_back(u), tangents), torch.zeros_like(image))
-        (pushed,) = transpose(torch.ones((), dtype=image.dtype, device=image.device))
+        paired, transpose = linearized(lambda u: _paired(pull_back(u), tangents), torch.zeros_like(image))
+        (pushed,) = transpose(torch.ones_like(paired))  # complex where a tangent is, even if the image is real
+    assert pushed is not None
     return pushed
 
 
-def _paired(pulled: Sequence[torch.Tensor], tangents: Sequence[torch.Tensor]) -> torch.Tensor:
+def _paired(pulled: Sequence[torch.Tensor | None], tangents: Sequence[torch.Tensor]) -> torch.Tensor:
     """Return ``sum <tangents, pulled>``: linear in ``u``, with the push-forward as its gradient."""
-    total = pulled[0].new_zeros(())
+    total = tangents[0].new_zeros(())
     for p, t in zip(pulled, tangents, strict=True):
-        total = total + (t.conj() * p).sum()
+        if p is not None:
+            total = total + (t.conj() * p).sum()
     return total
 
 

@@ -5,6 +5,7 @@ The part that ``fixed_point``, ``implicit_gradient``, ``root`` and ``argmin`` ha
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -88,6 +89,7 @@ class Pass:
         ``search`` finds the unknown for plain tensors; ``merit`` is what its line search has to decrease.
         """
         function, layout, report = self.function, self.function.layout, self.report
+        _refuse_tracing(function.name)
         if torch.is_inference_mode_enabled():
             # Newton's method and argmin differentiate also where nobody else will, which that mode does not allow.
             with torch.inference_mode(False), torch.no_grad():
@@ -117,9 +119,9 @@ class Pass:
             solution = equation.found.pop()
         if report is not None:
             report.forward, report.backward = solution, None
-            report.trajectory = [layout.unravel(point) for point in solution.trajectory]
+            report.trajectory = [layout.stacked(point).unravel(point) for point in solution.trajectory]
         policy = "warn" if isinstance(self.on_failure, Solver) else self.on_failure
-        report_failure(f"{function.name}, forward", solution, policy, 4)
+        report_failure(f"{function.name}, forward", solution, policy, _level_of_caller())
         function.settle(z)
         return layout.unravel(z)
 
@@ -154,6 +156,24 @@ def measured(
         solver="the given point",
         trajectory=(z,) if trajectory else (),
     )
+
+
+def _level_of_caller() -> int:
+    """Return how far up the stack, from a function that is called here, the first frame of the user's code is."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("implicitgrad.", "torch.")):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _refuse_tracing(name: str) -> None:
+    keys = torch._C._TorchDispatchModeKey
+    if any(torch._C._get_dispatch_mode(key) is not None for key in (keys.PROXY, keys.FAKE)):
+        raise SettingError(
+            f"{name}: got tensors that are being traced (torch.func.linearize, make_fx, torch.export), expected "
+            "numbers, on which a solver can decide when to stop. Use torch.func.jvp for linearize; leave the layer out "
+            "of the traced part."
+        )
 
 
 def _adjoint_solver(name: str, adjoint: Any, on_failure: Any) -> Solver | None:

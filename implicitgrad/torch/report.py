@@ -27,7 +27,8 @@ class Report:
         The adjoint of the last backward pass: ``num_matvecs`` counts VJPs, ``num_rmatvecs`` JVPs; ``seconds`` is the
         time that its solve took. In forward mode, the tangent.
     trajectory : list
-        The states at which the forward solver has called the map, in their structure; empty unless asked for.
+        The states at which the forward solver has called the map, in their structure, with the axes of a ``vmap`` in
+        front; empty unless asked for.
 
     Notes
     -----

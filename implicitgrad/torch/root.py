@@ -16,6 +16,7 @@ from implicitgrad.errors import SettingTypeError, ShapeError
 from implicitgrad.operators import LinearOperator, VJPOperator, identity_minus
 from implicitgrad.solvers import CG, Solution, Solver
 from implicitgrad.torch.captured import is_transformed
+from implicitgrad.torch.compiled import uncompiled
 from implicitgrad.torch.equation import Equation
 from implicitgrad.torch.flat import FlatFunction
 from implicitgrad.torch.forward import ForwardSolver
@@ -28,6 +29,7 @@ from implicitgrad.torch.report import Report
 __all__ = ["argmin", "root"]
 
 
+@uncompiled
 def root(
     residual: Callable[..., Any],
     z0: Any,
@@ -90,6 +92,7 @@ def root(
     return this.run(z0, _search(NewtonKrylov() if solver is None else solver, symmetric=False))
 
 
+@uncompiled
 def argmin(
     loss: Callable[..., torch.Tensor],
     w0: Any,
