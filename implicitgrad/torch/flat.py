@@ -145,7 +145,7 @@ class FlatFunction:
                 f"{self.name}: f changed its state in place, expected it to be left as it is. "
                 "Use z * 2 rather than z.mul_(2), and inplace=False in the first layer."
             )
-        if any(t.requires_grad for t, _ in seen.written):
+        if torch.is_grad_enabled() and any(t.grad_fn is not None for t, _ in seen.written):
             raise SettingError(
                 f"{self.name}: f writes what carries a derivative into a tensor from outside, expected a new "
                 "one, since several calls of f share it. Return the value, or detach what is written."

@@ -256,6 +256,8 @@ class Primal(Implicit):
             return False
         with torch.no_grad():
             residual: Any = image - point if self.adjoint.shifted else image
+            if BACKEND.facts(residual.dtype).is_half:
+                residual = residual.float()
         if self.adjoint.cut is not None:
             residual = self.adjoint.cut.like(residual)
         return negate(backend_of(residual).host_norm(residual) <= self.limits[0])

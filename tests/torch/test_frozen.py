@@ -325,5 +325,4 @@ def test_threads_with_maps_of_their_own_keep_their_statistics(tight):
     for i in range(6):
         work(i)
         assert together[i][0] == results[i][0] == 5
-        assert torch.equal(together[i][1], results[i][1])
-        assert torch.equal(together[i][2], results[i][2])
+        torch.testing.assert_close(together[i][1:], results[i][1:])  # sums are parted otherwise in other threads
