@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from implicitgrad.errors import SettingError
-from implicitgrad.torch.distributed import Lockstep, announced, gathering_group
-from implicitgrad.torch.implicit import Adjoint
+from implicitgrad.torch.engine.derivative import Adjoint
+from implicitgrad.torch.engine.distributed import Lockstep, announced, gathering_group
 
 __all__ = ["reattach"]
 
