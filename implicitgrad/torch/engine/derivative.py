@@ -61,17 +61,19 @@ class Adjoint:
         cotangent: torch.Tensor,
         transposed: bool = True,
         moved: Any = False,
+        twice: bool = True,
     ) -> Solution:
         """Solve ``A^H u = cotangent``, or ``A v = tangent``; report, then raise or warn as the policy says.
 
-        Where ``moved`` holds, ``point`` is no solution of the equation any more: ``FORWARD_NOT_CONVERGED``.
+        Where ``moved`` holds, ``point`` is no solution of the equation any more: ``FORWARD_NOT_CONVERGED``. ``twice``
+        says whether the graph can be differentiated twice; solvers that need a JVP are left out where not.
         """
         rhs: Any = cotangent.detach()
         x0: Any = self.x0 if transposed and self.x0 is not None and self.x0.shape == rhs.shape else None
         size = None
         if self.cut is not None:
             rhs, x0, size = self.cut.like(rhs), None if x0 is None else self.cut.like(x0), self.cut.shape[-1]
-        operator: VJPOperator = jacobian_of(image, point, symmetric=self.symmetric, size=size)
+        operator: VJPOperator = jacobian_of(image, point, symmetric=self.symmetric, size=size, twice=twice)
         # The policy is carried out here, so that the words name the layer; another solver to try is the solver's part.
         policy = self.on_failure if isinstance(self.on_failure, Solver) else "return"
         try:
