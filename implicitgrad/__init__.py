@@ -39,6 +39,7 @@ from implicitgrad.spectral import (
     operator_norm,
     smallest_eigenvalue,
     smallest_singular_value,
+    spectral_radius,
 )
 from implicitgrad.status import Status
 
@@ -81,5 +82,6 @@ __all__ = [
     "smallest_eigenvalue",
     "smallest_singular_value",
     "solve",
+    "spectral_radius",
     "tangent_solve",
 ]

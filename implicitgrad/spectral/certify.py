@@ -40,7 +40,7 @@ def random_start_deficit(steps: int, size: int, is_complex: bool, confidence: fl
     Examples
     --------
     >>> round(random_start_deficit(steps=100, size=10**6, is_complex=False, confidence=0.999, spread=1.0), 4)
-    0.0061
+    0.0057
     """
     dimension = size * (2 if is_complex else 1)
     relative = (math.log(2 * 1.648 * math.sqrt(dimension) / (1 - confidence)) / (2 * steps - 1)) ** 2

@@ -67,6 +67,8 @@ def _candidates(
         found.append((np.where(np.isnan(value), np.nan, 0.0), "unconditional: no singular value is negative"))
     if known is not None:
         found.append((sign * float(known), "unconditional: the bound that was given"))
+    if search.which == "dominant":  # nothing is proved of the eigenvalues of an operator that need not be normal
+        return found
     found.append((np.where(search.whole, value - r - rounding, np.nan), "unconditional: the whole space was searched"))
     chance = "over the random start"
     sure = np.where(search.exact, value - r - rounding, np.nan)

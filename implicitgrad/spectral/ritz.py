@@ -32,18 +32,31 @@ class Ritz:
         Those of the left ones; None for eigenvalues.
     tails : ndarray, shape (s, k)
         What part of the factorization's rest each Ritz pair has as its residual.
+    conditions : ndarray, shape (s, k), or None
+        Condition numbers of the eigenvalues, ``norm(left) norm(right) / |left^H right|``; None: all one, as they are
+        for symmetric matrices and for singular values.
+    shown : ndarray of complex, shape (s, k), or None
+        The eigenvalues themselves, where ``values`` are their moduli.
     """
 
     values: Host
     right: Host
     left: Host | None
     tails: Host
+    conditions: Host | None = None
+    shown: Host | None = None
 
     @property
     def neighbour(self) -> Host:
         """The second value, NaN where there is none."""
         values: Host = self.values[:, 1] if self.values.shape[1] > 1 else np.full(len(self.values), np.nan)
         return values
+
+    @property
+    def sensitivity(self) -> Host:
+        """Condition number of the wanted value."""
+        ones: Host = np.ones(len(self.values)) if self.conditions is None else self.conditions[:, 0]
+        return ones
 
     def residual(self, rest: Host, directed: bool) -> Host:
         """Return the residual norm of the wanted pair; in a directed factorization the rest itself."""

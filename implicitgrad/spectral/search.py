@@ -55,8 +55,10 @@ class Search:
         The operator, with its counters.
     settings : Settings
         What the caller asked for.
-    which : {"smallest", "largest"}
-        Which end of the spectrum.
+    which : {"smallest", "largest", "dominant"}
+        Which end of the spectrum; ``"dominant"``: the largest modulus.
+    most : int, optional
+        No more vectors than this by default.
 
     Attributes
     ----------
@@ -74,22 +76,25 @@ class Search:
         Dimension and both extreme Ritz values of the unrestarted space of the random start.
     """
 
-    def __init__(self, space: Space, settings: Settings, which: str) -> None:
+    def __init__(self, space: Space, settings: Settings, which: str, most: int | None = None) -> None:
         self.space, self.settings, self.which = space, settings, which
         systems = space.systems
         self.singular = settings.singular
         self.size = min(space.operator.shape)
         self.rtol = settings.tolerance(space.eps)
         self.max_iters = settings.steps(self.size)
-        self.memory = settings.vectors(self.size, max(space.operator.shape), space)
+        self.memory = settings.vectors(self.size, max(space.operator.shape), space, most)
         self.status = np.full(systems, None, dtype=object)
         self.status[~space.finite_start] = Status.NONFINITE_INPUT
         self.iters = np.zeros(systems, int)
         self.value, self.residual, self.gap = (np.full(systems, np.nan) for _ in range(3))
         self.distance = np.zeros(systems)
         self.vector: Array = space.domain
-        self.left: Array | None = space.range if self.singular else None
-        self.ritz_values = np.full((systems, 1), np.nan)
+        self.paired = self.singular or which == "dominant"  # a left vector, or an imaginary part
+        self.left: Array | None = space.range if self.paired else None
+        self.sensitivity = np.ones(systems)
+        self.ritz_values: Host = np.full((systems, 1), np.nan, complex if which == "dominant" else float)
+        self.cycles = 0
         self.exact, self.whole = np.zeros(systems, bool), np.zeros(systems, bool)
         self.krylov_steps = np.zeros(systems, int)
         self.krylov_wanted, self.krylov_other = np.full(systems, np.nan), np.full(systems, np.nan)
@@ -109,7 +114,8 @@ class Search:
             self._cycle(process, random)
             self._recompute(pending, recompute)
             claimed = pending & (self.reason == _CLAIM)
-            true = claimed & self.satisfied(self.found_value, self.found_residual, self.found_distance, self.found_gap)
+            error = _scaled(self.found_sensitivity, self.found_residual)
+            true = claimed & self.satisfied(self.found_value, error, self.found_distance, self.found_gap)
             blind = claimed & (not random) & self.suspicious & (self.iters < self.max_iters)
             again = claimed & ~true & granted & (self.iters < self.max_iters)
             self._conclude(pending, true)
@@ -125,7 +131,9 @@ class Search:
         self.live = pending.copy()
         self.reason = np.full(systems, None, dtype=object)
         self.suspicious = np.zeros(systems, bool)
-        self.found: tuple[Array, Array | None] = (self.space.domain, self.space.range if self.singular else None)
+        self.cycles += 1
+        self.found: tuple[Array, Array | None] = (self.space.domain, self.space.range if self.paired else None)
+        self.found_sensitivity = np.ones(systems)
         self.found_gap, self.found_distance = np.full(systems, np.nan), np.zeros(systems)
 
     def _cycle(self, process: Process, random: bool) -> None:
@@ -158,7 +166,8 @@ class Search:
                 self.krylov_wanted = np.where(self.live, value, self.krylov_wanted)
                 self.krylov_other = np.where(self.live, ritz.values[:, -1], self.krylov_other)
             ended = process.broken | exhausted
-            done = self.live & (ended | self.satisfied(value, residual, distance, gap))
+            error = _scaled(ritz.sensitivity, residual)
+            done = self.live & (ended | self.satisfied(value, error, distance, gap))
             leaving = done | (self.live & last)
             if leaving.any():
                 invariant = ended & (not process.directed) & (not process.restarted)
@@ -211,11 +220,13 @@ class Search:
         self.found = space.select(where, v, held_v), None if u is None else space.select(where, u, held_u)
         self.found_gap = np.where(where, gap, self.found_gap)
         self.found_distance = np.where(where, distance, self.found_distance)
+        self.found_sensitivity = np.where(where, ritz.sensitivity, self.found_sensitivity)
         width = max(self.ritz_values.shape[1], ritz.values.shape[1])
-        held = np.full((len(where), width), np.nan)
+        held = np.full((len(where), width), np.nan, self.ritz_values.dtype)
         held[:, : self.ritz_values.shape[1]] = self.ritz_values
         held[where] = np.nan
-        held[where, : ritz.values.shape[1]] = np.sort(ritz.values[where], axis=-1)
+        values = np.sort(ritz.values, axis=-1) if ritz.shown is None else ritz.shown[:, ::-1]
+        held[where, : ritz.values.shape[1]] = values[where]
         self.ritz_values = held
 
     # -- between cycles ----------------------------------------------------------------------------------------------
@@ -248,6 +259,13 @@ class Search:
         self.residual = np.where(better, self.found_residual, self.residual)
         self.gap = np.where(better, self.found_gap, self.gap)
         self.distance = np.where(better, self.found_distance, self.distance)
+        self.sensitivity = np.where(better, self.found_sensitivity, self.sensitivity)
         # A cycle that did not converge says so, whichever pair is kept; a first one that did stays what it was only
         # where the second agrees.
         self.status[pending] = status[pending]
+
+
+def _scaled(sensitivity: Host, residual: Host) -> Host:
+    """Return ``sensitivity * residual``, zero where the residual is, whatever the other."""
+    with np.errstate(invalid="ignore"):
+        return np.where(residual == 0, 0.0, sensitivity * residual)

@@ -55,13 +55,13 @@ class Settings:
         """Return ``max_iters``, by default ``min(10 n, 1000)``."""
         return min(10 * size, 1000) if self.max_iters is None else int(self.max_iters)
 
-    def vectors(self, size: int, length: int, space: Space) -> int:
+    def vectors(self, size: int, length: int, space: Space, most: int | None = None) -> int:
         """Return ``memory``, by default 256 vectors or what fits into 64 MiB, and never fewer than 32."""
         if self.memory is not None:
             return min(int(self.memory), size)
         itemsize = (4 if space.eps > 1e-10 else 8) * (2 if space.is_complex else 1)
         fits = _BYTES // (itemsize * length * max(space.systems, 1))
-        return min(size, max(_LEAST, min(_MOST, fits)))
+        return min(size, max(_LEAST, min(most or _MOST, fits)))
 
 
 def check_number(name: str, label: str, value: Any, most: float = math.inf, optional: bool = False) -> None:

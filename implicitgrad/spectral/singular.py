@@ -55,9 +55,9 @@ def smallest_singular_value(
     criterion : {"residual", "gap"}
         What ``CONVERGED`` stands on. ``"residual"``: ``norm(A^H u - value v) <= rtol * value``, so *some* singular
         value is within ``rtol``, whatever the spectrum; the error of the value is quadratic in that and far smaller.
-        ``"gap"``: the same, or ``r^2 / (2 D) <= rtol`` with the distance ``D`` to the rest of the spectrum estimated from
-        the Ritz values. It saves a third of the products, and errs where two singular values are closer than the search
-        could tell. In both, what the rounding of a product hides, ``8 eps norm(A)``, is good enough.
+        ``"gap"``: the same, or ``r^2 / (2 D) <= rtol`` with the distance ``D`` to the rest of the spectrum estimated
+        from the Ritz values. It saves a third of the products, and errs where two singular values are closer than the
+        search could tell. In both, what the rounding of a product hides, ``8 eps norm(A)``, is good enough.
     vector_tol : float, optional
         Go on until the singular vectors, too, are right to this angle, by the gap, in radians. A gradient of ``sigma``
         has the error of the vectors.

@@ -179,6 +179,13 @@ class Space:
         """Return each system's real number times ``x``, plus ``y``."""
         return self.backend.axpy(self.backend.from_host(self.shaped(values), x), x, y)
 
+    def complex_times(self, values: Host, x: Array) -> Array:
+        """Return each system's complex number times ``x``, a complex vector."""
+        if self.single:
+            return x * complex(values[0])
+        factors = self.backend.from_numpy(values.reshape(*self.batch, 1), x)
+        return x * factors
+
     def select(self, where: Host, x: Array, y: Array) -> Array:
         """Return ``x`` for the systems in ``where``, ``y`` for the others."""
         if where.all():
