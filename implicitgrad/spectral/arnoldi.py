@@ -17,8 +17,6 @@ from implicitgrad.spectral.ritz import Ritz
 from implicitgrad.spectral.space import Host, Space
 
 __all__ = ["Arnoldi"]
-KEEP = 3
-GUARD = 0.0
 
 
 class Arnoldi:
@@ -116,8 +114,11 @@ class Arnoldi:
         return Ritz(np.abs(values), y, None, np.abs(y[:, -1, :]), _conditions(y), values)
 
     def restart(self, ritz: Ritz) -> None:
-        """Shrink to a third: the invariant subspace of the dominant eigenvalues of ``H``."""
-        keep = max(2, self.count // KEEP)
+        """Shrink to a half: the invariant subspace of the dominant eigenvalues of ``H``.
+
+        With a third, the search on matrices whose eigenvalues fill a disc settled on a smaller one now and then.
+        """
+        keep = max(2, self.count // 2)
         turns = [_dominant_schur(h, keep) for h in self.small]
         q, small = (np.stack(parts) for parts in zip(*turns, strict=True))
         self.frame.recombine(q)
