@@ -13,7 +13,7 @@ import numpy as np
 
 from implicitgrad.backends import Array
 from implicitgrad.spectral.frame import Frame
-from implicitgrad.spectral.ritz import Ritz
+from implicitgrad.spectral.ritz import Ritz, unscaled
 from implicitgrad.spectral.space import Host, Space
 
 __all__ = ["Arnoldi"]
@@ -105,9 +105,9 @@ class Arnoldi:
     def ritz(self, which: str, count: int | None = None) -> Ritz:
         """Return the eigenpairs of ``H`` (of its leading block) by falling modulus, each with its condition number."""
         small = self.small if count is None else self.small[:, :count, :count]
-        sound = np.isfinite(small).all(axis=(-2, -1), keepdims=True)
-        values, y = np.linalg.eig(np.where(sound, small, 0.0))
-        values, y = values.astype(complex), y.astype(complex)
+        small, power = unscaled(small)
+        values, y = np.linalg.eig(small)
+        values, y = values.astype(complex) * power, y.astype(complex)
         order = np.argsort(-np.abs(values), axis=-1, kind="stable")
         values, y = np.take_along_axis(values, order, -1), np.take_along_axis(y, order[:, None, :], -1)
         y = y / np.linalg.norm(y, axis=-2, keepdims=True)
@@ -119,10 +119,11 @@ class Arnoldi:
         With a third, the search on matrices whose eigenvalues fill a disc settled on a smaller one now and then.
         """
         keep = max(2, self.count // 2)
-        turns = [_dominant_schur(h, keep) for h in self.small]
+        scaled, power = unscaled(self.small)
+        turns = [_dominant_schur(h, keep) for h in scaled]
         q, small = (np.stack(parts) for parts in zip(*turns, strict=True))
         self.frame.recombine(q)
-        self.small = small
+        self.small = small * power[:, :, None]
         # H is no longer e_k^H-coupled: the rest of A v_k is shared among the vectors that are kept.
         self._row = np.where(self.broken, 0.0, self.residual)[:, None] * q[:, -1, :]
         self.restarted = True

@@ -1,9 +1,9 @@
 """From norms and singular values to errors: of a Neumann sum, of a state, of an adjoint, of a gradient.
 
 A residual is not what users want to know. With ``sigma = sigma_min(I - J)``, a residual ``r`` of the adjoint system
-means an error of up to ``norm(r) / sigma`` in ``z``; and a forward solve that stopped at ``norm(F(h) - h) = d`` is up to
-``d / sigma`` away from the fixed point, whose adjoint is another one. Arguments are numbers, or results of the spectral
-routines, of which the side is taken that keeps a bound a bound.
+means an error of up to ``norm(r) / sigma`` in ``z``; and a forward solve that stopped at ``norm(F(h) - h) = d`` is up
+to ``d / sigma`` away from the fixed point, whose adjoint is another one. Arguments are numbers, or results of the
+spectral routines, of which the side is taken that keeps a bound a bound.
 """
 
 from __future__ import annotations

@@ -53,8 +53,8 @@ def gershgorin_lower_bound(
     Notes
     -----
     ``rows >= norm >= paper`` and ``frobenius >= paper``; ``rows`` and ``frobenius`` have no order. All ``n`` columns
-    are formed: ``n`` products, in memory of one chunk. ``implicitgrad.torch.gershgorin_penalty`` estimates the Frobenius
-    form from a few products instead. The rounding of the sums is subtracted, that of the products is not.
+    are formed: ``n`` products, in memory of one chunk. ``squared_frobenius_norm(A - I)`` estimates the Frobenius form
+    from a few products instead. The rounding of the sums is subtracted, that of the products is not.
     Gershgorin 1931; Horn & Johnson, Matrix Analysis, 2nd ed., sec. 6.1.
 
     Examples

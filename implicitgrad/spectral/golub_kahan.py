@@ -14,7 +14,7 @@ import numpy as np
 
 from implicitgrad.backends import Array
 from implicitgrad.spectral.frame import Frame
-from implicitgrad.spectral.ritz import Ritz
+from implicitgrad.spectral.ritz import Ritz, unscaled
 from implicitgrad.spectral.space import Host, Space
 
 __all__ = ["GolubKahan"]
@@ -150,9 +150,9 @@ class GolubKahan:
     def ritz(self, which: str, count: int | None = None) -> Ritz:
         """Return the SVD of ``B`` (of its leading block), the wanted end first."""
         small = self.small if count is None else self.small[:, :count, :count]
-        sound = np.isfinite(small).all(axis=(-2, -1), keepdims=True)
-        p, values, yh = np.linalg.svd(np.where(sound, small, 0.0))
-        y = np.swapaxes(yh, -1, -2).conj()
+        small, power = unscaled(small)
+        p, values, yh = np.linalg.svd(small)
+        values, y = values * power, np.swapaxes(yh, -1, -2).conj()
         if which == "smallest":
             p, values, y = p[:, :, ::-1], values[:, ::-1], y[:, :, ::-1]
         return Ritz(values, y, p, np.abs(p[:, -1, :]))
@@ -168,10 +168,11 @@ class GolubKahan:
             padded[:, : self._before.shape[-1], 0] = self._before
             kept = np.concatenate([kept, padded], axis=-1)
         kept = np.linalg.qr(kept)[0]
-        turned, small = np.linalg.qr(np.matmul(self.small, kept))
+        small, power = unscaled(np.matmul(self.small, kept))
+        turned, small = np.linalg.qr(small)
         self.right.recombine(kept)
         self.left.recombine(turned)
-        self.small = small
+        self.small = small * power[:, :, None]
         self._current = self._before = None
         self.directed = self.restarted = True
         self.most = min(self.most, _WORKING)

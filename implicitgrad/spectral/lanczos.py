@@ -15,7 +15,7 @@ import numpy as np
 
 from implicitgrad.backends import Array
 from implicitgrad.spectral.frame import Frame
-from implicitgrad.spectral.ritz import Ritz
+from implicitgrad.spectral.ritz import Ritz, unscaled
 from implicitgrad.spectral.space import Host, Space
 
 __all__ = ["Lanczos"]
@@ -113,8 +113,9 @@ class Lanczos:
     def ritz(self, which: str, count: int | None = None) -> Ritz:
         """Return the eigenpairs of ``T`` (of its leading block), the wanted end first."""
         small = self.small if count is None else self.small[:, :count, :count]
-        sound = np.isfinite(small).all(axis=(-2, -1), keepdims=True)
-        values, y = np.linalg.eigh(np.where(sound, small, 0.0), UPLO="U")
+        small, power = unscaled(small)
+        values, y = np.linalg.eigh(small, UPLO="U")
+        values = values * power
         if which == "largest":
             values, y = values[:, ::-1], y[:, :, ::-1]
         return Ritz(values, y, None, np.abs(y[:, -1, :]))

@@ -11,11 +11,24 @@ import numpy as np
 
 from implicitgrad.spectral.space import Host
 
-__all__ = ["Ritz"]
+__all__ = ["Ritz", "unscaled"]
 
 _NODE = (
     0.5  # the Lehmann bound is taken half-way to the next Ritz value, which overestimates the gap until it converges
 )
+
+
+def unscaled(small: Host) -> tuple[Host, Host]:
+    """Return small matrices ``(s, k, k)`` divided by the powers of two ``(s, 1)`` next to their largest entries.
+
+    LAPACK scales by norms, which are no powers of two, so ``2 A`` would not have exactly twice the values of ``A``.
+    Matrices with NaN or Inf become zero: their systems have ended.
+    """
+    sound = np.isfinite(small).all(axis=(-2, -1), keepdims=True)
+    small = np.where(sound, small, 0.0)
+    exponent = np.frexp(np.abs(small).max(axis=(-2, -1), initial=0.0))[1]
+    power = np.ldexp(1.0, exponent)[:, None]
+    return small / power[:, :, None], power
 
 
 @dataclass(frozen=True)
