@@ -9,7 +9,7 @@ import numpy as np
 
 from implicitgrad.spectral.certify import best_bound, random_start_deficit
 from implicitgrad.spectral.result import SpectralResult
-from implicitgrad.spectral.search import ROUNDING, Search
+from implicitgrad.spectral.search import Search
 from implicitgrad.spectral.space import Host
 
 __all__ = ["report"]
@@ -28,7 +28,7 @@ def report(search: Search, known: float | None, next_value: float | None) -> Spe
         What all values but one are known to be beyond.
     """
     space, value, residual = search.space, search.value, search.residual
-    rounding = ROUNDING * space.product_eps * space.norm
+    rounding = search.rounding
     sign = 1.0 if search.which == "smallest" else -1.0
     with np.errstate(invalid="ignore"):
         far, conditions = best_bound(_candidates(search, sign, rounding, known, next_value), space.systems)

@@ -99,6 +99,12 @@ class Search:
         self.krylov_steps = np.zeros(systems, int)
         self.krylov_wanted, self.krylov_other = np.full(systems, np.nan), np.full(systems, np.nan)
 
+    @property
+    def rounding(self) -> Host:
+        """What the rounding of one product may hide."""
+        hidden: Host = ROUNDING * self.space.product_eps * self.space.norm
+        return hidden
+
     def run(self, make: Any, recompute: Any) -> None:
         """Search with the factorizations that ``make(start, memory)`` gives and the pairs that ``recompute`` measures.
 
@@ -182,8 +188,8 @@ class Search:
 
     def satisfied(self, value: Host, residual: Host, distance: Host, gap: Host) -> Host:
         """Return where the bound is met: ``r <= rtol |value|``, or by the gap, or within the rounding of a product."""
-        space, settings = self.space, self.settings
-        bound = np.fmax(self.rtol * np.abs(value), ROUNDING * space.product_eps * space.norm)
+        settings = self.settings
+        bound = np.fmax(self.rtol * np.abs(value), self.rounding)
         with np.errstate(all="ignore"):
             met = residual <= bound
             if settings.criterion == "gap":

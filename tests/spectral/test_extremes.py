@@ -7,6 +7,7 @@ import implicitgrad as ig
 from implicitgrad import Status
 from implicitgrad.backends import backend_of
 from implicitgrad.testing import KINDS, assert_close, counted
+
 from .conftest import SYMMETRIC, make_case
 
 DTYPES = ("float64", "complex128", "float32", "complex64")
