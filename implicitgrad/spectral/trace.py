@@ -125,12 +125,14 @@ def trace(
         raise MissingProductError("trace: got an operator without A x. Hand in A.H: its trace is the conjugate.")
     space = Space("trace", A if A.has_forward else A.H, None, like, seed)
     frame = Frame(space, space.domain, n)
-    exact = np.zeros(space.systems)
+    exact, found = np.zeros(space.systems), np.zeros(space.systems, int)
     if method == "hutch++" and products >= 3:
         rank = min(max(products // 3, 1), n)
         for probe in _probes(space, rank):
             rest, _, norm, broken = frame.split(space.matvec(probe))
+            # A dependent column is left zero: another direction would not be of the range.
             frame.append(space.keep(~broken, frame.normalized(rest, norm, np.zeros(space.systems, bool))))
+            found += ~broken
         for i in range(rank):
             unit = np.zeros((space.systems, rank), space.dtype)
             unit[:, i] = 1.0
@@ -138,7 +140,7 @@ def trace(
             exact = exact + _real_inner(space, q, space.matvec(q))
     left = products - space.num_matvecs
     samples: list[Host] = []
-    if frame.count < n and left > 0:
+    if (found < n).any() and left > 0:
         for probe in _probes(space, left):
             probe = frame.basis.project_out(probe)[0] if frame.count else probe
             samples.append(_real_inner(space, probe, space.matvec(probe)))
