@@ -136,6 +136,7 @@ class Search:
         systems = self.space.systems
         self.live = pending.copy()
         self.reason = np.full(systems, None, dtype=object)
+        self.looked = np.full(systems, np.nan), 0
         self.suspicious = np.zeros(systems, bool)
         self.cycles += 1
         self.found: tuple[Array, Array | None] = (self.space.domain, self.space.range if self.paired else None)
@@ -162,7 +163,6 @@ class Search:
                 ritz = process.ritz(self.which)
             if ritz is None:
                 continue
-            next_check = step + max(1, step // 8)
             # In the whole space there is no rest but rounding, unless the rows are fewer than the columns.
             rest = np.where(exhausted, 0.0, process.residual)
             residual, distance = ritz.residual(rest, process.directed), ritz.distance(rest, process.directed)
@@ -173,7 +173,8 @@ class Search:
                 self.krylov_other = np.where(self.live, ritz.values[:, -1], self.krylov_other)
             ended = process.broken | exhausted
             error = _scaled(ritz.sensitivity, residual)
-            done = self.live & (ended | self.satisfied(value, error, distance, gap))
+            short = self.shortfall(value, error, distance, gap)
+            done = self.live & (ended | (short <= 1.0))
             leaving = done | (self.live & last)
             if leaving.any():
                 invariant = ended & (not process.directed) & (not process.restarted)
@@ -185,21 +186,43 @@ class Search:
                 self._leave(leaving, Status.MAX_ITERS)
             if process.full and self.live.any():
                 process.restart(ritz)
+            next_check = step + self._patience(step, short)
 
-    def satisfied(self, value: Host, residual: Host, distance: Host, gap: Host) -> Host:
-        """Return where the bound is met: ``r <= rtol |value|``, or by the gap, or within the rounding of a product."""
+    def _patience(self, step: int, short: Host) -> int:
+        """Return after how many steps to look again: an eighth of those made, or fewer if the end is near.
+
+        A projected problem of size ``k`` costs ``k^3``. The end is foreseen from the rate since the last look.
+        """
+        patience = max(1, step // 8)
+        before, steps = self.looked
+        self.looked = short, step
+        with np.errstate(all="ignore"):
+            left = np.log(short) * (step - steps) / (np.log(before) - np.log(short))
+        left = left[self.live & (left > 0)]  # NaN, where there is no rate yet, is not greater
+        return patience if not left.size else min(patience, max(1, int(0.7 * left.min())))
+
+    def shortfall(self, value: Host, residual: Host, distance: Host, gap: Host) -> Host:
+        """Return by which factor the residual has still to fall; at most one where the bound is met.
+
+        The bound is ``r <= rtol |value|``, or by the gap, or the rounding of a product; and what the vectors ask for.
+        """
         settings = self.settings
         bound = np.fmax(self.rtol * np.abs(value), self.rounding)
         with np.errstate(all="ignore"):
-            met = residual <= bound
+            short = np.where(residual <= bound, 0.0, residual / bound)
             if settings.criterion == "gap":
                 # For singular values the relative error is r^2 / (2 D), also where the value is all rounding.
-                met |= residual**2 <= distance * (2 * self.rtol if self.singular else bound)
+                short = np.fmin(short, residual / np.sqrt(distance * (2 * self.rtol if self.singular else bound)))
             if settings.vector_tol is not None:
                 wide = gap * (2 * value + gap) if self.singular else gap  # the gap of the squares
-                steep = value + gap if self.singular else 1.0
-                met &= (residual * steep <= settings.vector_tol * wide) | ~(gap > 0)
-        return met & np.isfinite(residual)
+                angle = residual * (value + gap if self.singular else 1.0) / wide
+                short = np.fmax(short, np.where(gap > 0, angle / settings.vector_tol, 0.0))
+        return np.where(np.isfinite(residual), short, np.inf)
+
+    def satisfied(self, value: Host, residual: Host, distance: Host, gap: Host) -> Host:
+        """Return where the bound is met."""
+        met: Host = self.shortfall(value, residual, distance, gap) <= 1.0
+        return met
 
     def _fail(self, process: Process, where: Host, status: Status) -> None:
         """End systems that cannot go on, with the best pair of what was sound."""
