@@ -162,7 +162,7 @@ def peers(n: int, quick: bool) -> None:
     problems = [
         ("dense", Dense((orthogonal(rng, m) * np.sqrt(dense_squares)) @ orthogonal(rng, m)), dense_squares[0] ** 0.5),
     ]
-    for low, high in ((0.05, 4.0), (0.5, 1.5)):
+    for low, high in ((0.05, 4.0), (1.5, 2.5)):
         reflected = squares(n, GAP, low, high)
         problems.append(("Householder", Reflected(np.sqrt(reflected)), low**0.5))
     for name, operator, true in problems:

@@ -63,6 +63,7 @@ class Arnoldi:
         self.mismatch = np.zeros(space.systems)
         self.residual = np.full(space.systems, np.inf)
         self.broken = np.zeros(space.systems, bool)
+        self.log_norms = np.zeros(space.systems)  # of use to symmetric operators only
         self.restarted = False
         norm = space.norms(start)
         self._next = self.frame.normalized(start, norm, norm == 0)

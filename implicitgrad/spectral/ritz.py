@@ -66,6 +66,12 @@ class Ritz:
         return values
 
     @property
+    def apart(self) -> Host:
+        """Distances of the other values to the wanted one; for singular values, of the squares."""
+        apart: Host = np.abs(self.values[:, 1:] - self.values[:, :1])
+        return apart if self.left is None else apart * (self.values[:, 1:] + self.values[:, :1])
+
+    @property
     def sensitivity(self) -> Host:
         """Condition number of the wanted value."""
         ones: Host = np.ones(len(self.values)) if self.conditions is None else self.conditions[:, 0]
@@ -94,10 +100,7 @@ class Ritz:
         """
         if self.values.shape[1] < 2:
             return np.zeros(len(self.values))
-        values = self.values
-        apart = np.abs(values[:, 1:] - values[:, :1])
-        if self.left is not None:
-            apart = apart * (values[:, 1:] + values[:, :1])  # of the squares, without cancellation
+        values, apart = self.values, self.apart
         with np.errstate(all="ignore"):
             rest = rest / self.tails[:, 0] if directed else rest
             coupling = rest[:, None] * self.tails[:, 1:] * (values[:, 1:] if self.left is not None else 1.0)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from implicitgrad.backends import Array
+from implicitgrad.spectral.certify import random_start_shift
 from implicitgrad.spectral.ritz import Ritz
 from implicitgrad.spectral.settings import Settings
 from implicitgrad.spectral.space import Host, Space
@@ -29,6 +30,7 @@ class Process(Protocol):
     """A factorization as the loop sees it; ``Lanczos`` and ``GolubKahan`` are the two."""
 
     residual: Host
+    log_norms: Host
     broken: Host
     mismatch: Host
     directed: bool
@@ -72,8 +74,8 @@ class Search:
         Where the space of a random start was invariant, so that nothing can be missed but by chance zero.
     whole : ndarray of bool, shape (s,)
         Where the basis has filled the whole space.
-    krylov_steps, krylov_wanted, krylov_other : ndarray, shape (s,)
-        Dimension and both extreme Ritz values of the unrestarted space of the random start.
+    chance_bound : ndarray, shape (s,)
+        Lower bound on ``+-value`` (for singular values ``+-value^2``) from the unrestarted space of the random start.
     """
 
     def __init__(self, space: Space, settings: Settings, which: str, most: int | None = None) -> None:
@@ -96,8 +98,7 @@ class Search:
         self.ritz_values: Host = np.full((systems, 1), np.nan, complex if which == "dominant" else float)
         self.cycles = 0
         self.exact, self.whole = np.zeros(systems, bool), np.zeros(systems, bool)
-        self.krylov_steps = np.zeros(systems, int)
-        self.krylov_wanted, self.krylov_other = np.full(systems, np.nan), np.full(systems, np.nan)
+        self.chance_bound = np.full(systems, np.nan)
 
     @property
     def rounding(self) -> Host:
@@ -167,15 +168,13 @@ class Search:
             rest = np.where(exhausted, 0.0, process.residual)
             residual, distance = ritz.residual(rest, process.directed), ritz.distance(rest, process.directed)
             value, gap = ritz.values[:, 0], np.abs(ritz.neighbour - ritz.values[:, 0])
-            if random and not process.directed and not process.restarted:
-                self.krylov_steps = np.where(self.live, step, self.krylov_steps)
-                self.krylov_wanted = np.where(self.live, value, self.krylov_wanted)
-                self.krylov_other = np.where(self.live, ritz.values[:, -1], self.krylov_other)
             ended = process.broken | exhausted
             error = _scaled(ritz.sensitivity, residual)
             short = self.shortfall(value, error, distance, gap)
             done = self.live & (ended | (short <= 1.0))
             leaving = done | (self.live & last)
+            if random and not process.restarted and self.which != "dominant" and (process.full or leaving.any()):
+                self._bound_by_chance(process, ritz)
             if leaving.any():
                 invariant = ended & (not process.directed) & (not process.restarted)
                 self.exact = np.where(leaving & random, invariant, self.exact)
@@ -187,6 +186,20 @@ class Search:
             if process.full and self.live.any():
                 process.restart(ritz)
             next_check = step + self._patience(step, short)
+
+    def _bound_by_chance(self, process: Process, ritz: Ritz) -> None:
+        """Note what the polynomial of an unrestarted process from a random start says of the live systems."""
+        theta, apart = ritz.values[:, 0], ritz.apart
+        sign = 1.0 if self.which == "smallest" else -1.0
+        theta = theta**2 if self.singular else theta
+        shift = random_start_shift(
+            np.concatenate([np.zeros((len(apart), 1)), apart], axis=1),
+            process.log_norms,
+            self.size,
+            self.space.is_complex,
+            self.settings.confidence,
+        )
+        self.chance_bound = np.where(self.live, sign * theta - shift, self.chance_bound)
 
     def _patience(self, step: int, short: Host) -> int:
         """Return after how many steps to look again: an eighth of those made, or fewer if the end is near.

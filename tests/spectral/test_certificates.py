@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import implicitgrad as ig
-from implicitgrad.spectral.certify import random_start_deficit
+from implicitgrad.spectral.certify import random_start_shift
 from implicitgrad.testing import KINDS
 
 from .conftest import SYMMETRIC, make_case
@@ -110,8 +110,9 @@ def test_the_bound_of_a_random_start_fails_as_seldom_as_it_says():
         assert "probability 0.5" in result.condition
         excess.append(result.value - result.lower)
         assert result.lower <= 0.0
-    wide, narrow = (random_start_deficit(12, 400, False, p, 1.0) for p in (0.999, 0.5))
-    assert narrow < wide
+    apart, norms = np.linspace(0, 1, 12)[None], np.full(1, 12 * np.log(0.25))
+    shifts = [random_start_shift(apart, norms, 400, False, p)[0] for p in (0.5, 0.9, 0.999, 0.999999)]
+    assert shifts == sorted(shifts)
     assert max(excess) < 0.2
 
 
