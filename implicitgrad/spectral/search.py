@@ -212,7 +212,7 @@ class Search:
         with np.errstate(all="ignore"):
             left = np.log(short) * (step - steps) / (np.log(before) - np.log(short))
         left = left[self.live & (left > 0)]  # NaN, where there is no rate yet, is not greater
-        return patience if not left.size else min(patience, max(1, int(0.7 * left.min())))
+        return int(min(patience, max(1.0, 0.7 * left.min()))) if left.size else patience
 
     def shortfall(self, value: Host, residual: Host, distance: Host, gap: Host) -> Host:
         """Return by which factor the residual has still to fall; at most one where the bound is met.
