@@ -33,7 +33,7 @@ test: $(VENV)/.installed ## all tests, and the doctests of package, README and d
 	$(test_env) $(BIN)/python $(PYTEST)
 
 test-core: $(CORE_VENV)/.installed ## the core's tests in an environment without torch and SciPy
-	$(test_env) $(CORE_VENV)/bin/python $(PYTEST) tests --ignore=tests/torch --ignore=tests/scipy
+	$(test_env) $(CORE_VENV)/bin/python $(PYTEST) tests --ignore=tests/torch --ignore=tests/scipy --ignore=tests/distributed
 
 lint: $(VENV)/.group-lint ## ruff check, ruff format --check, mypy, and the five floors
 	$(BIN)/ruff check .

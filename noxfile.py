@@ -43,7 +43,7 @@ def tests(session: nox.Session) -> None:
 def tests_core(session: nox.Session) -> None:
     """The core's tests without torch and SciPy, on every supported Python at hand."""
     install(session, "-e", ".", groups=("test",))
-    ignored = ("--ignore=tests/torch", "--ignore=tests/scipy")
+    ignored = [f"--ignore=tests/{folder}" for folder in ("torch", "scipy", "distributed")]
     session.run("python", "-m", "pytest", "-n", "auto", "tests", *ignored, *session.posargs, env=ONE_THREAD)
 
 
