@@ -33,6 +33,7 @@ from implicitgrad.solvers import (
     Solution,
     Solver,
 )
+from implicitgrad.spectral import SpectralResult, operator_norm, smallest_singular_value
 from implicitgrad.status import Status
 
 __version__ = "0.1.0.dev0"
@@ -63,11 +64,14 @@ __all__ = [
     "ShapeError",
     "Solution",
     "Solver",
+    "SpectralResult",
     "Status",
     "VJPOperator",
     "adjoint_solve",
     "check_operator",
     "identity_minus",
+    "operator_norm",
+    "smallest_singular_value",
     "solve",
     "tangent_solve",
 ]

@@ -139,6 +139,9 @@ class ArrayApiBackend(Backend):
     def subtract_rows(self, x: Array, coefficients: Array, rows: Array) -> Array:
         return x - compat.array_namespace(x).matmul(coefficients[..., None, :], rows)[..., 0, :]
 
+    def mix_rows(self, coefficients: Array, rows: Array) -> Array:
+        return compat.array_namespace(rows).matmul(coefficients, rows)
+
     def apply_matrix(self, matrix: Array, x: Array) -> Array:
         return compat.array_namespace(x).matmul(matrix, x[..., None])[..., 0]
 

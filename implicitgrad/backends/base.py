@@ -189,6 +189,10 @@ class Backend(ABC):
     def subtract_rows(self, x: Array, coefficients: Array, rows: Array) -> Array:
         """Return ``x - sum_i coefficients[i] rows[i]``."""
 
+    @abstractmethod
+    def mix_rows(self, coefficients: Array, rows: Array) -> Array:
+        """Return new rows ``(..., m, n)``, ``sum_i coefficients[..., j, i] rows[..., i, :]``."""
+
     # -- matrices and foreign callables ------------------------------------------------------------------------------
     @abstractmethod
     def apply_matrix(self, matrix: Array, x: Array) -> Array:

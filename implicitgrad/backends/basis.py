@@ -78,3 +78,23 @@ class Basis:
                 x = self._backend.subtract_rows(x, self._backend.from_numpy(part, self._like), rows)
             done += size
         return x
+
+    def recombined(self, coefficients: np.ndarray[Any, Any]) -> Basis:
+        """Return a new basis of the vectors ``sum_i coefficients[..., i, j] q_i``, ``j = 0 .. m - 1``; on the host."""
+        backend = self._backend
+        fresh = Basis(backend, self._like, self._most)
+        weights = np.swapaxes(coefficients, -1, -2)
+        rows: Array = None
+        done = 0
+        for block, size in zip(self._rows, self._sizes, strict=True):
+            part = backend.mix_rows(backend.from_numpy(weights[..., done : done + size], self._like), block)
+            rows = part if rows is None else rows + part
+            done += size
+        if rows is not None and weights.shape[-2]:
+            fresh._blocks, fresh._rows, fresh._sizes = [rows], [rows], [weights.shape[-2]]
+            fresh._room = fresh.count = weights.shape[-2]
+        return fresh
+
+    def to_numpy(self) -> np.ndarray[Any, Any]:
+        """Return all rows on the host, ``(..., k, n)``."""
+        return np.concatenate([self._backend.to_numpy(rows) for rows in self._rows], axis=-2)

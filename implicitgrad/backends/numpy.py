@@ -131,6 +131,9 @@ class NumpyBackend(Backend):
             return x - coefficients @ rows
         return x - np.matmul(coefficients[..., None, :], rows)[..., 0, :]
 
+    def mix_rows(self, coefficients: Array, rows: Array) -> Array:
+        return np.matmul(coefficients, rows)
+
     def apply_matrix(self, matrix: Array, x: Array) -> Array:
         if matrix.ndim == 2:
             return x @ matrix.T

@@ -151,6 +151,9 @@ class TorchBackend(Backend):
             return torch.addmv(x, rows.T, coefficients, alpha=-1)
         return x - torch.matmul(coefficients.unsqueeze(-2), rows).squeeze(-2)
 
+    def mix_rows(self, coefficients: Array, rows: Array) -> Array:
+        return torch.matmul(coefficients, rows)
+
     def apply_matrix(self, matrix: Array, x: Array) -> Array:
         if matrix.ndim == 2:
             return x @ matrix.T
