@@ -69,21 +69,24 @@ class SigmaDerivative:
         process = self.process
         V, U = process.V, process.U
         alpha, beta = process.alpha.unsqueeze(-1), process.beta.unsqueeze(-1)
-        source = self._source()
-        p = q = torch.zeros_like(source)
+        with torch.no_grad():
+            source = self._source()
+            p = q = torch.zeros_like(source)
         for j in reversed(range(V.shape[-2])):
-            if bool(q.any()):
-                image = q - linearized.jvp(q).detach()
-                following = beta[..., j, :] * p
-                p = _divided(image - following, alpha[..., j, :], process.fresh_u[..., j], U[..., : j + 1, :])
-            else:
-                p = torch.zeros_like(p)
+            with torch.no_grad():
+                if bool(q.any()):
+                    following = beta[..., j, :] * p
+                    p = q - linearized.jvp(q) - following
+                    p = _divided(p, alpha[..., j, :], process.fresh_u[..., j], U[..., : j + 1, :])
+                else:
+                    p = torch.zeros_like(p)
             if bool(p.any()) or bool(q.any()):
                 yield j, p, q
             if j:
-                image = p - linearized.vjp(p).detach() if bool(p.any()) else p
-                numerator = image - alpha[..., j, :] * q + self.pair.x[..., j, None] * source
-                q = _divided(numerator, beta[..., j - 1, :], process.fresh_v[..., j], V[..., : j + 1, :])
+                with torch.no_grad():
+                    image = p - linearized.vjp(p) if bool(p.any()) else p
+                    numerator = image - alpha[..., j, :] * q + self.pair.x[..., j, None] * source
+                    q = _divided(numerator, beta[..., j - 1, :], process.fresh_v[..., j], V[..., : j + 1, :])
 
     def _source(self) -> torch.Tensor:
         """Return ``y_k r``, and 0 where that is all rounding."""

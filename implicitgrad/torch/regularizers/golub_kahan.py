@@ -20,7 +20,7 @@ from implicitgrad.torch.regularizers.linearized import Linearized
 
 __all__ = ["ROUNDING", "Bidiagonalization", "RitzPair", "bidiagonal", "bidiagonalize", "project", "smallest_pair"]
 
-ROUNDING = 64  # a remainder below so many eps of norm(A) is all rounding: two passes of Gram-Schmidt leave a few
+ROUNDING = 64  # a remainder below so many eps of A's parts is all rounding: two passes of Gram-Schmidt leave a few
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,12 @@ def bidiagonalize(
     fresh_u: list[torch.Tensor] = []
     fresh_v: list[torch.Tensor] = [torch.zeros(v.shape[:-1], dtype=torch.bool, device=v.device)]
     counted = torch.full(v.shape[:-1], steps, dtype=torch.int64, device=v.device)
-    size = torch.zeros_like(length.detach())  # norm(A), as far as it has been seen
+    size = torch.ones_like(length.detach())  # of the parts of A: I, and J as far as it has been seen
     with torch.set_grad_enabled(differentiable):
         remainder = v
         for step in range(steps):
             rows_v.append(v)
-            w = v - _plain(linearized.jvp(v), differentiable)
+            w = v - linearized.jvp(v)
             size = torch.maximum(size, _length(w))
             if step:
                 w = w - betas[-1].unsqueeze(-1) * rows_u.last
@@ -105,7 +105,7 @@ def bidiagonalize(
             rows_u.append(u)
             alphas.append(alpha)
             fresh_u.append(broken)
-            w = u - _plain(linearized.vjp(u), differentiable)
+            w = u - linearized.vjp(u)
             size = torch.maximum(size, _length(w))
             remainder = rows_v.orthogonal(w - alpha.unsqueeze(-1) * v)
             full = step + 1 == point.shape[-1]
@@ -258,7 +258,3 @@ def _normalized(
 
 def _length(x: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True)
-
-
-def _plain(product: torch.Tensor, differentiable: bool) -> torch.Tensor:
-    return product if differentiable else product.detach()

@@ -86,25 +86,28 @@ class FlatMap:
 
 
 class Linearized:
-    """``J = d image / d point`` for two flat tensors ``(..., n)``; products are differentiable, to any order."""
+    """``J = d image / d point`` for two flat tensors ``(..., n)``.
+
+    Products have a history, and are differentiable to any order, where gradients are enabled; vectors have the shape of
+    the point, or one more axis in front: then one call serves all.
+    """
 
     def __init__(self, point: torch.Tensor, image: torch.Tensor) -> None:
         self.point, self.image = point, image
         self._pullback: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def vjp(self, u: torch.Tensor) -> torch.Tensor:
-        """Return ``J^H u``, one VJP; ``u`` has the shape of the point, or one more axis in front (one call for all)."""
-        with torch.enable_grad():
-            return _gradient(self.image, self.point, u)
+        """Return ``J^H u``, one VJP."""
+        return _gradient(self.image, self.point, u)
 
     def jvp(self, v: torch.Tensor) -> torch.Tensor:
         """Return ``J v``, as the transpose of ``u -> J^H u``: another VJP on the graph of the first."""
-        with torch.enable_grad():
-            if self._pullback is None:
+        if self._pullback is None:
+            with torch.enable_grad():
                 u = torch.zeros_like(self.image, requires_grad=True)
                 self._pullback = u, self.vjp(u)
-            u, product = self._pullback
-            return _gradient(product, u, v)
+        u, product = self._pullback
+        return _gradient(product, u, v)
 
     def operator(self) -> VJPOperator:
         """Return the same Jacobian as an operator for solvers, whose products carry no history."""
@@ -119,6 +122,12 @@ def _gradient(output: torch.Tensor, source: torch.Tensor, cotangent: torch.Tenso
     if not output.requires_grad:
         return torch.zeros_like(cotangent)
     (product,) = torch.autograd.grad(
-        output, source, cotangent, create_graph=True, allow_unused=True, is_grads_batched=many
+        output,
+        source,
+        cotangent,
+        create_graph=torch.is_grad_enabled(),
+        retain_graph=True,
+        allow_unused=True,
+        is_grads_batched=many,
     )
     return torch.zeros_like(cotangent) if product is None else product

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from implicitgrad.errors import SettingError
+from implicitgrad.torch.regularizers.first_order import refuse_second
 from implicitgrad.torch.regularizers.linearized import FlatMap, Linearized
 
-__all__ = ["refuse_second", "streamed"]
+__all__ = ["streamed"]
 
 Terms = Callable[[Linearized], Iterator[torch.Tensor]]
 
@@ -83,13 +83,3 @@ class _Streamed(torch.autograd.Function):
 
 def _sum(total: torch.Tensor | None, part: torch.Tensor | None) -> torch.Tensor | None:
     return part if total is None else total if part is None else total + part
-
-
-def refuse_second(name: str) -> None:
-    """Raise in a backward pass that is to be differentiated itself."""
-    if torch.is_grad_enabled():
-        raise SettingError(
-            f"{name}: got a second derivative (create_graph=True), expected a first one: this gradient is taken at "
-            "frozen vectors, and differentiating it again would give a wrong Hessian. Use "
-            "lambda_min(..., method='unrolled'), which is differentiable to any order."
-        )
