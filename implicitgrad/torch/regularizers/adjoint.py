@@ -5,8 +5,8 @@ Let ``sigma``, ``u = U^T y``, ``v = V^T x`` be the smallest triplet of ``k`` ste
 
     d sigma = Re u^H dA v  +  Re sum_j  r^H dv_j y_k x_j,        r = beta_k v_{k+1} the remainder.
 
-The first part is that of Hellmann and Feynman; the second is as large as the residual ``beta_k abs(y_k)`` of the pair and
-vanishes with it. ``dv_j`` obeys the linearized recurrence, whose transpose runs backwards from ``j = k``, with
+The first part is that of Hellmann and Feynman; the second is as large as the residual ``beta_k abs(y_k)`` of the pair,
+and vanishes with it. ``dv_j`` obeys the linearized recurrence, whose transpose runs backwards from ``j = k``, with
 ``p_{k+1} = q_k = 0`` and ``Pi_j`` the projector away from the first ``j`` vectors of ``U``, or ``V``:
 
     p_j     = Pi_j (A q_j - beta_j p_{j+1}) / alpha_j
@@ -101,9 +101,7 @@ class SigmaDerivative:
         return torch.where(matters.unsqueeze(-1), pair.y.gather(-1, steps - 1) * remainder, 0.0)
 
 
-def _divided(
-    numerator: torch.Tensor, divisor: torch.Tensor, fresh: torch.Tensor, rows: torch.Tensor
-) -> torch.Tensor:
+def _divided(numerator: torch.Tensor, divisor: torch.Tensor, fresh: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Return the part of ``numerator`` orthogonal to ``rows``, divided; 0 where the vector was drawn anew."""
     fresh = fresh.unsqueeze(-1)
     part = numerator - project(rows, numerator)

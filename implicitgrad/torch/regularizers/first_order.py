@@ -1,7 +1,7 @@
 """Gradients that are taken at frozen vectors have no second derivative: where one is asked for, that is said.
 
-By Hellmann-Feynman ``d lambda = v^H dA v``, at vectors that are constants to autograd. They do depend on the parameters,
-so a Hessian through this formula would lack its largest term, without a sound. Used by every regularizer that freezes.
+By Hellmann-Feynman ``d lambda = v^H dA v``, at vectors that are constants to autograd. They do depend on the
+parameters, so a Hessian through this formula would lack its largest term, without a sound.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class Bidiagonalization:
     remainder : tensor, shape (..., n)
         ``beta_k v_{k+1}``.
     fresh_u, fresh_v : tensor of bool, shape (..., k)
-        Where a vector was drawn anew since nothing was left of the product: then ``alpha[j]``, or ``beta[j - 1]``, is 0.
+        Where a vector was drawn anew, since nothing was left of the product: ``alpha[j]``, or ``beta[j - 1]``, is 0.
     steps : tensor of int, shape (...)
         The steps that count for each system: a system that has converged takes no notice of those after it.
     products : int
@@ -231,7 +231,8 @@ class _Rows:
 def project(rows: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Return the projection of ``x (..., n)`` on the span of the orthonormal ``rows (..., k, n)``."""
     coefficients = torch.matmul(rows.conj(), x.unsqueeze(-1))
-    return torch.matmul(coefficients.mT, rows).squeeze(-2)
+    projection: torch.Tensor = torch.matmul(coefficients.mT, rows).squeeze(-2)
+    return projection
 
 
 def _normalized(
@@ -257,4 +258,5 @@ def _normalized(
 
 
 def _length(x: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True)
+    length: torch.Tensor = torch.linalg.vector_norm(x.detach(), dim=-1, keepdim=True)
+    return length

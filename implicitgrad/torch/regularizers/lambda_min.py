@@ -1,7 +1,7 @@
 """``lambda_min((I - J)^H (I - J))`` of a torch map as a loss term: condition II of implicit differentiation.
 
 The gradient through a fixed point exists while ``lambda_min > 0`` (Liao et al. 2018, condition II), and it is magnified
-by up to ``1 / sqrt(lambda_min)``. Three gradients of the same number, which agree where the singular pair has converged:
+by up to ``1 / sqrt(lambda_min)``. Three gradients of the same number, which agree where the pair has converged:
 
 * *Hellmann-Feynman* (1939): ``norm((I - J)^H u)^2`` at the frozen left singular vector ``u``: one VJP with a graph;
 * *adjoint*: the derivative of the Golub-Kahan process by its adjoint recurrence, exact for any number of steps;
@@ -53,13 +53,14 @@ def lambda_min(
     method : {"hellmann-feynman", "adjoint", "unrolled"}
         How to differentiate.
 
-        ====================  ================  =====================  ================================
-        method                memory            gradient is that of    second derivative
-        ====================  ================  =====================  ================================
-        ``hellmann-feynman``  one VJP's graph   the converged pair     refused in words
-        ``adjoint``           2 k vectors       the k-step value       refused in words
-        ``unrolled``          2 k VJPs' graphs  the k-step value       exact, simple singular values
-        ====================  ================  =====================  ================================
+        ====================  =======================  =====================  ==============================
+        method                memory besides z         gradient is that of    second derivative
+        ====================  =======================  =====================  ==============================
+        ``hellmann-feynman``  graph of one VJP         the converged pair     refused in words
+        ``adjoint``           2 k vectors              the k-step value       refused in words
+        ``unrolled``          graphs of 2 k products,  the k-step value       exact at simple singular values
+                              2 k^2 vectors
+        ====================  =======================  =====================  ==============================
     batch_ndim : int
         How many leading axes count independent systems; one number each. 0 (default): the whole state is one system.
     rtol : float, optional

@@ -115,7 +115,7 @@ class Linearized:
 
 
 def _gradient(output: torch.Tensor, source: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor:
-    """Return the pull-back of ``cotangent``, or of each of many; zero where the output does not depend on the source."""
+    """Return the pull-back of ``cotangent``, or of each of many; 0 where the output does not depend on the source."""
     many = cotangent.ndim > output.ndim
     if many and cotangent.shape[0] == 1:  # without vmap, for which some operators have no rule
         return _gradient(output, source, cotangent[0]).unsqueeze(0)

@@ -123,7 +123,8 @@ class Search:
         given = self.start.detach()
         given = given / torch.linalg.vector_norm(given, dim=-1, keepdim=True)
         other = self._random(point, self._generator())
-        return given + _OFF * other / torch.linalg.vector_norm(other, dim=-1, keepdim=True)
+        first: torch.Tensor = given + _OFF * other / torch.linalg.vector_norm(other, dim=-1, keepdim=True)
+        return first
 
     def _generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(self.seed)
@@ -132,7 +133,9 @@ class Search:
         return torch.randn(point.shape, dtype=point.dtype, generator=generator).to(point.device)
 
     # -- three gradients -----------------------------------------------------------------------------------------------
-    def _frozen(self, function: FlatMap, linearized: Linearized, start: torch.Tensor | None) -> tuple[torch.Tensor, SpectralResult]:
+    def _frozen(
+        self, function: FlatMap, linearized: Linearized, start: torch.Tensor | None
+    ) -> tuple[torch.Tensor, SpectralResult]:
         """Hellmann-Feynman: ``norm((I - J)^H u)^2`` at the left vector, by value ``sigma_min^2``."""
         result = smallest_singular_value(
             identity_minus(linearized.operator()),
@@ -144,7 +147,7 @@ class Search:
             seed=self.seed,
             on_failure="return",
         )
-        u = result.left_vector
+        u: torch.Tensor = result.left_vector  # type: ignore[assignment]  # a singular pair has one
         image = u - linearized.vjp(u)
         square = (image.real.square() + image.imag.square() if image.is_complex() else image.square()).sum(dim=-1)
         sigma = torch.as_tensor(result.value, dtype=square.dtype, device=square.device)
@@ -152,13 +155,17 @@ class Search:
         value = sigma.square() + (square - square.detach())
         return first_order_only(self.name, value), self._with_clusters(result, linearized.point)
 
-    def _adjoint(self, function: FlatMap, linearized: Linearized, start: torch.Tensor | None) -> tuple[torch.Tensor, SpectralResult]:
+    def _adjoint(
+        self, function: FlatMap, linearized: Linearized, start: torch.Tensor | None
+    ) -> tuple[torch.Tensor, SpectralResult]:
         process = self._process(linearized, start, differentiable=False)
         pair = smallest_pair(process.alpha, process.beta, process.steps)
         value = streamed(function, pair.sigma.square(), SigmaDerivative(process, pair))
         return value, self._result(linearized, process, pair)
 
-    def _unrolled(self, function: FlatMap, linearized: Linearized, start: torch.Tensor | None) -> tuple[torch.Tensor, SpectralResult]:
+    def _unrolled(
+        self, function: FlatMap, linearized: Linearized, start: torch.Tensor | None
+    ) -> tuple[torch.Tensor, SpectralResult]:
         process = self._process(linearized, start, differentiable=torch.is_grad_enabled())
         pair = smallest_pair(process.alpha, process.beta, process.steps)
         return pair.sigma.square(), self._result(linearized, process, pair)

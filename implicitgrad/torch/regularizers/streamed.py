@@ -40,9 +40,7 @@ def streamed(function: FlatMap, value: torch.Tensor, terms: Terms) -> torch.Tens
     """
     if not torch.is_grad_enabled():
         return value
-    result: torch.Tensor = _Streamed.apply(
-        function, terms, value, function.z, *function.tensors, *function.captured()
-    )
+    result: torch.Tensor = _Streamed.apply(function, terms, value, function.z, *function.tensors, *function.captured())
     return result
 
 
