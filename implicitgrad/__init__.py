@@ -33,7 +33,14 @@ from implicitgrad.solvers import (
     Solution,
     Solver,
 )
-from implicitgrad.spectral import SpectralResult, operator_norm, smallest_singular_value
+from implicitgrad.spectral import (
+    SpectralResult,
+    largest_eigenvalue,
+    operator_norm,
+    smallest_eigenvalue,
+    smallest_singular_value,
+    spectral_radius,
+)
 from implicitgrad.status import Status
 
 __version__ = "0.1.0.dev0"
@@ -70,8 +77,11 @@ __all__ = [
     "adjoint_solve",
     "check_operator",
     "identity_minus",
+    "largest_eigenvalue",
     "operator_norm",
+    "smallest_eigenvalue",
     "smallest_singular_value",
     "solve",
+    "spectral_radius",
     "tangent_solve",
 ]

@@ -5,17 +5,21 @@ it is bidiagonal (Golub & Kahan 1965). Singular values of ``B`` are Ritz values 
 minimum of ``norm(A v)`` over the span of ``V``, since the range of ``A V`` is in that of ``U``: an upper bound on
 ``sigma_min`` that falls with every step. ``A^H A``, whose formation loses half of the digits, appears nowhere.
 
-Each step makes one product with ``A`` and one with ``A^H``. Used by ``singular.py``.
+Each step makes one product with ``A`` and one with ``A^H``. Used by ``singular.py`` through ``search.py``.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from implicitgrad.backends import Array
 from implicitgrad.spectral.frame import Frame
+from implicitgrad.spectral.ritz import Ritz
 from implicitgrad.spectral.space import Host, Space
 
 __all__ = ["GolubKahan"]
+
+_WORKING = 32  # vectors after the first restart: 16 are as good (docs/spectrum.md), and an SVD of B is made every step
 
 
 class GolubKahan:
@@ -24,7 +28,9 @@ class GolubKahan:
     Parameters
     ----------
     space : Space
-        The operator and the start vector.
+        The operator.
+    start : array, shape (..., n)
+        First right vector, of any length.
     most : int
         The most vectors that ``V``, and ``U``, hold at a time. At the cap, ``restart`` makes room.
 
@@ -38,32 +44,53 @@ class GolubKahan:
         Norm of the rest of ``A^H U p`` outside ``V`` for the last direction ``p``. Where ``p`` is a left singular
         vector of ``B``, that is the residual ``norm(A^H u - sigma v)`` of its triplet, not an estimate of it.
     broken : ndarray of bool, shape (s,)
-        Where that rest is rounding: ``V`` holds all that the start vector leads to.
+        Where that rest is rounding: ``V`` holds all that the start vector leads to, or the triplet is exact.
     mismatch : ndarray, shape (s,)
         The largest relative difference seen between ``V^H A^H U`` and ``B^H``: beyond rounding, the products are not
         those of a matrix and its adjoint.
-    steps : int
-        Steps made, over all restarts.
+    directed : bool
+        Whether the next right vector is taken along the wanted triplet's residual: after the first restart.
 
     Notes
     -----
-    The next right vector comes from ``A^H U p``. With ``p = e_k`` (default) it is the classical recurrence; with ``p``
-    a left singular vector of ``B`` the expansion is along that triplet's residual (Goldenberg, Stathopoulos & Romero
-    2019, SIAM J. Sci. Comput. 41, "GKD"). Without a restart both span the same Krylov space; after one, the second
-    works whatever was kept, so that vectors of the step before can be kept too (``restart``).
+    The next right vector comes from ``A^H U p``. With ``p = e_k`` it is the classical recurrence; with ``p`` a left
+    singular vector of ``B`` the expansion is along that triplet's residual (Goldenberg, Stathopoulos & Romero 2019,
+    SIAM J. Sci. Comput. 41, "GKD"). Without a restart both span the same Krylov space. After one the second works
+    whatever was kept, so a vector of the step before can be kept too, and with it a space of 16 vectors loses next to
+    nothing against one that is never restarted (Stathopoulos 2007, "locally optimal restarting").
+
+    Examples
+    --------
+    Two steps, then two more: the same factorization as four at once.
+
+    >>> import numpy as np
+    >>> import implicitgrad as ig
+    >>> space = Space("example", ig.DenseOperator(np.diag([4.0, 3.0, 2.0, 1.0, 0.5])), adjoint=True)
+    >>> process = GolubKahan(space, space.start, most=5)
+    >>> for _ in range(2):
+    ...     process.step()
+    >>> first = process.small[0]
+    >>> for _ in range(2):
+    ...     process.step()
+    >>> bool(np.allclose(process.small[0, :2, :2], first)), bool(np.allclose(np.tril(process.small[0], -1), 0))
+    (True, True)
     """
 
-    def __init__(self, space: Space, most: int) -> None:
+    def __init__(self, space: Space, start: Array, most: int) -> None:
         self.space = space
         self.right = Frame(space, space.domain, most)
         self.left = Frame(space, space.range, most)
+        self.most = self.right.most
         self.small = np.zeros((space.systems, 0, 0), space.dtype)
-        self.steps = 0
         self.mismatch = np.zeros(space.systems)
-        norm = space.norms(space.start)
-        self._next = self.right.normalized(space.start, norm, norm == 0)
         self.residual = np.full(space.systems, np.inf)
         self.broken = np.zeros(space.systems, bool)
+        self.directed = self.restarted = False
+        self._live = np.ones(space.systems, bool)
+        norm = space.norms(start)
+        self._next = self.right.normalized(start, norm, norm == 0)
+        self._current: Host | None = None  # the wanted y of this step, and of the one before, for the next restart
+        self._before: Host | None = None
 
     @property
     def count(self) -> int:
@@ -73,34 +100,43 @@ class GolubKahan:
     @property
     def full(self) -> bool:
         """Whether the cap is reached."""
-        return bool(self.count >= self.right.most)
+        return bool(self.count >= self.most)
+
+    def step(self, live: Host | None = None) -> None:
+        """Make one step of the classical recurrence: a product with ``A`` and one with ``A^H``."""
+        self.grow(np.ones(self.space.systems, bool) if live is None else live)
+        self.look(None)
 
     def grow(self, live: Host) -> None:
         """Append the next right vector ``v``, and ``A v`` orthogonalized to ``U``: a column of ``B``."""
         space, k = self.space, self.count
+        self._live = live
         v = space.keep(live, self._next)
         self.right.append(v)
         rest, coefficients, norm, broken = self.left.split(space.matvec(v))
         sound = np.isfinite(norm)
         space.seen(np.hypot(norm, np.linalg.norm(coefficients, axis=-1)))
+        # Where A v lies in the range of U, B is singular, and any u that is orthogonal to U completes it.
         self.left.append(space.keep(live & sound, self.left.normalized(rest, norm, broken & live)))
         small = np.zeros((space.systems, k + 1, k + 1), space.dtype)
         small[:, :k, :k] = self.small
         small[:, :k, k] = coefficients
         small[:, k, k] = np.where(broken, 0.0, norm)
         self.small = small
-        self.steps += 1
 
-    def look(self, direction: Host | None = None) -> None:
+    def look(self, ritz: Ritz | None) -> None:
         """Form ``A^H U p``: its rest outside ``V`` is the next right vector, and ``residual`` its norm.
 
         Parameters
         ----------
-        direction : ndarray, shape (s, k), optional
-            ``p``, a unit vector a system. Default: ``e_k``.
+        ritz : Ritz or None
+            In a directed factorization, ``p`` is its wanted left vector; else ``e_k``.
         """
         space, k = self.space, self.count
-        if direction is None:
+        if self.directed and ritz is not None and ritz.left is not None:
+            direction = ritz.left[:, :, 0]
+            self._before, self._current = self._current, ritz.right[:, :, 0]
+        else:
             direction = np.zeros((space.systems, k), space.dtype)
             direction[:, -1] = 1.0
         rest, coefficients, norm, broken = self.right.split(space.rmatvec(self.left.combine(direction)))
@@ -109,20 +145,38 @@ class GolubKahan:
         gap = np.linalg.norm(coefficients - expected, axis=-1)
         self.mismatch = np.fmax(self.mismatch, gap / np.where(space.norm > 0, space.norm, 1.0))
         self.residual, self.broken = norm, broken
-        self._next = self.right.normalized(rest, norm, broken)
+        self._next = self.right.normalized(rest, norm, broken & self._live)
 
-    def restart(self, right: Host) -> None:
-        """Shrink ``V`` to the combinations in ``right`` ``(s, k, keep)``, orthonormal columns, and ``U`` to match.
+    def ritz(self, which: str, count: int | None = None) -> Ritz:
+        """Return the SVD of ``B`` (of its leading block), the wanted end first."""
+        small = self.small if count is None else self.small[:, :count, :count]
+        sound = np.isfinite(small).all(axis=(-2, -1), keepdims=True)
+        p, values, yh = np.linalg.svd(np.where(sound, small, 0.0))
+        y = np.swapaxes(yh, -1, -2).conj()
+        if which == "smallest":
+            p, values, y = p[:, :, ::-1], values[:, ::-1], y[:, :, ::-1]
+        return Ritz(values, y, p, np.abs(p[:, -1, :]))
+
+    def restart(self, ritz: Ritz) -> None:
+        """Shrink to a third: the Ritz vectors next to the wanted end, and the wanted one of the step before.
 
         The pending next vector is orthogonal to all of the old ``V`` and stays what it is.
         """
-        turned, small = np.linalg.qr(np.matmul(self.small, right))
-        self.right.recombine(right)
+        kept = ritz.right[:, :, : max(1, min(self.count, self.most) // 3)]
+        if self.directed and self._before is not None:
+            padded = np.zeros((len(kept), self.count, 1), kept.dtype)
+            padded[:, : self._before.shape[-1], 0] = self._before
+            kept = np.concatenate([kept, padded], axis=-1)
+        kept = np.linalg.qr(kept)[0]
+        turned, small = np.linalg.qr(np.matmul(self.small, kept))
+        self.right.recombine(kept)
         self.left.recombine(turned)
         self.small = small
+        self._current = self._before = None
+        self.directed = self.restarted = True
+        self.most = min(self.most, _WORKING)
 
-    def triplets(self) -> tuple[Host, Host, Host]:
-        """Return ``left (s, k, k), values (s, k) descending, right (s, k, k)``, the SVD of ``B``, columns each."""
-        sound = np.isfinite(self.small).all(axis=(-2, -1), keepdims=True)
-        p, values, yh = np.linalg.svd(np.where(sound, self.small, 0.0))
-        return p, values, np.swapaxes(yh, -1, -2).conj()
+    def form(self, ritz: Ritz) -> tuple[Array, Array]:
+        """Return the wanted right and left Ritz vectors, ``V y`` and ``U p``."""
+        assert ritz.left is not None
+        return self.right.combine(ritz.right[:, :, 0]), self.left.combine(ritz.left[:, :, 0])

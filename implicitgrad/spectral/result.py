@@ -7,7 +7,7 @@ report on a fixed point.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,10 @@ class SpectralResult:
         Calls of ``A x`` and of ``A^H y``, the final check included; one call serves the whole batch.
     name : str
         The function that made it.
+    eigenvalue : complex (*)
+        Of ``spectral_radius``: the dominant eigenvalue itself. None elsewhere.
+    vector_imag : array, shape (..., n), or None
+        Of ``spectral_radius`` and a real operator: the imaginary part of the eigenvector.
 
     Examples
     --------
@@ -87,7 +91,8 @@ class SpectralResult:
     num_matvecs: int
     num_rmatvecs: int
     name: str = ""
-    eigenvalue: Any = field(default=None)
+    eigenvalue: Any = None
+    vector_imag: Array | None = None
 
     @property
     def converged(self) -> Any:

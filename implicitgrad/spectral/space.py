@@ -43,6 +43,8 @@ class Space:
         The same without being a start. Default: ``operator.example()``.
     seed : int
         Of the random start and of fresh directions.
+    adjoint : bool
+        Whether ``A^H y`` will be needed, too.
 
     Attributes
     ----------
@@ -55,7 +57,9 @@ class Space:
         Where the caller's start holds neither NaN nor Inf.
     """
 
-    def __init__(self, name: str, operator: Any, start: Any, like: Any, seed: int, adjoint: bool = False) -> None:
+    def __init__(
+        self, name: str, operator: Any, start: Any = None, like: Any = None, seed: int = 0, adjoint: bool = False
+    ) -> None:
         check_operator_type(name, operator)
         if min(operator.shape) == 0:
             raise ShapeError(
@@ -146,6 +150,18 @@ class Space:
         """Return ``(s,)`` as the one number, or the array ``(...)``, that results hold and backends take."""
         return values[0].item() if self.single else values.reshape(*self.batch, *values.shape[1:])
 
+    def shaped_objects(self, values: Any) -> Any:
+        """Return a sequence of ``s`` objects as the one, or as an object array ``(...)``."""
+        if self.single:
+            return values[0]
+        objects = np.empty(self.systems, dtype=object)
+        objects[:] = values
+        return objects.reshape(self.batch)
+
+    def shaped_rows(self, values: Host) -> Host:
+        """Return ``(s, k)`` as ``(..., k)``."""
+        return values.reshape(*self.batch, values.shape[-1])
+
     def norms(self, x: Array) -> Host:
         """Return the norm of each system."""
         return self.host(self.backend.host_norm(x)).astype(float)
@@ -154,9 +170,21 @@ class Space:
         """Return each system's vector times its real number."""
         return self.backend.times(self.backend.from_host(self.shaped(values), x), x)
 
+    def unit(self, x: Array) -> Array:
+        """Return each system's vector divided by its norm; zero stays zero."""
+        norm = self.norms(x)
+        return self.times(np.where(norm > 0, 1.0 / np.where(norm > 0, norm, 1.0), 0.0), x)
+
     def plus(self, values: Host, x: Array, y: Array) -> Array:
         """Return each system's real number times ``x``, plus ``y``."""
         return self.backend.axpy(self.backend.from_host(self.shaped(values), x), x, y)
+
+    def complex_times(self, values: Host, x: Array) -> Array:
+        """Return each system's complex number times ``x``, a complex vector."""
+        if self.single:
+            return x * complex(values[0])
+        factors = self.backend.from_numpy(values.reshape(*self.batch, 1), x)
+        return x * factors
 
     def select(self, where: Host, x: Array, y: Array) -> Array:
         """Return ``x`` for the systems in ``where``, ``y`` for the others."""
