@@ -7,7 +7,12 @@ pytest.importorskip("optree")
 
 import implicitgrad as ig
 import implicitgrad.torch as igt
-from implicitgrad.torch.regularizers import gershgorin_penalty, jacobian_norm_penalty, lambda_min
+from implicitgrad.torch.regularizers import (
+    gershgorin_penalty,
+    jacobian_norm_penalty,
+    lambda_min,
+    spectral_radius_penalty,
+)
 
 DOUBLE = torch.float64
 every_bound = pytest.mark.parametrize("bound", ["rows", "frobenius", "paper"])
@@ -209,3 +214,54 @@ def test_mistakes_are_refused_in_words():
     for penalty, settings, sentence in refused:
         with pytest.raises(ig.SettingError, match=sentence):
             penalty(tanh_map, z, W, x, **settings)
+
+
+# -- spectral radius ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("dtype", [DOUBLE, torch.complex128])
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_the_radius_and_its_gradient_are_those_of_the_dense_eigenvalues(dtype, batch):
+    """Complex pairs of real matrices among them: of the four draws at least one is a pair."""
+    pairs = 0
+    for seed in range(4):
+        torch.manual_seed(seed)
+        W, x, z = problem(6, batch, dtype)
+        penalty = spectral_radius_penalty(tanh_map, z, W, x, margin=1.0, batch_ndim=len(batch), rtol=1e-10)
+        values = torch.linalg.eigvals(jacobian(W, x, z))
+        expected = values.abs().amax(dim=-1)
+        pairs += bool((values.imag.abs() > 1e-6).any())
+        torch.testing.assert_close(penalty, expected)
+        gradients = [torch.autograd.grad(v.sum(), (W, x, z)) for v in (penalty, expected)]
+        for a, b in zip(*gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+    assert pairs
+
+
+@pytest.mark.parametrize("values", [[0.9, -0.9, 0.1], [-1.2, 1.2, 0.3], [0.5, 0.2, 0.1]])
+def test_two_dominant_eigenvalues_of_one_modulus_give_a_subgradient(values):
+    J = torch.diag(torch.tensor(values, dtype=DOUBLE)).requires_grad_()
+    penalty = spectral_radius_penalty(lambda z: J @ z, torch.zeros(3, dtype=DOUBLE), margin=1.0)
+    (gradient,) = torch.autograd.grad(penalty, J)
+    assert penalty.item() == pytest.approx(max(map(abs, values)))
+    assert gradient.diagonal().abs().max().item() == pytest.approx(1.0, rel=1e-6)
+    assert (gradient * J.detach()).sum().item() == pytest.approx(penalty.item(), rel=1e-6)  # Euler: rho is homogeneous
+
+
+def test_a_radius_of_zero_and_one_within_the_margin_cost_nothing():
+    W, x, z = problem(4, scale=0.2)
+    penalty = spectral_radius_penalty(tanh_map, z, W, x, margin=0.1)
+    assert penalty.item() == 0
+    assert not torch.autograd.grad(penalty, W)[0].any()
+    y = torch.zeros(4, dtype=DOUBLE, requires_grad=True)
+    penalty = spectral_radius_penalty(lambda z: y * z, z.detach(), margin=1.0)
+    assert penalty.item() == 0
+    assert not torch.autograd.grad(penalty, y)[0].any()
+
+
+def test_a_radius_that_was_not_found_warns_and_a_second_derivative_is_refused():
+    W, x, z = problem(40)
+    with pytest.warns(ig.ConvergenceWarning, match="spectral_radius_penalty: .*MAX_ITERS"):
+        spectral_radius_penalty(tanh_map, z, W, x, max_iters=3)
+    with pytest.raises(ig.NotConvergedError):
+        spectral_radius_penalty(tanh_map, z, W, x, max_iters=3, on_failure="raise")
+    with pytest.raises(ig.SettingError, match="second derivative"):
+        torch.autograd.grad(spectral_radius_penalty(tanh_map, z, W, x, margin=1.0), W, create_graph=True)

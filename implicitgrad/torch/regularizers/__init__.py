@@ -7,5 +7,6 @@ eigenvalue ends up in a loss.
 from implicitgrad.torch.regularizers.gershgorin import gershgorin_penalty
 from implicitgrad.torch.regularizers.lambda_min import lambda_min, lambda_min_penalty
 from implicitgrad.torch.regularizers.norms import jacobian_norm_penalty
+from implicitgrad.torch.regularizers.radius import spectral_radius_penalty
 
-__all__ = ["gershgorin_penalty", "jacobian_norm_penalty", "lambda_min", "lambda_min_penalty"]
+__all__ = ["gershgorin_penalty", "jacobian_norm_penalty", "lambda_min", "lambda_min_penalty", "spectral_radius_penalty"]
