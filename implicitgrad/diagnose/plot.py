@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["draw"]
 
 _INK, _QUIET, _RULE, _ALARM, _GOOD = "#1f2933", "#7b8794", "#d9dee4", "#c0392b", "#2f855a"
+_FATES = {"DIVERGED": "diverged", "MAX_ITERS": "too slow"}
 _TOP = 10.0  # relative residual where the picture ends
 # One colour a solver, so that two reports can be compared; the first is the one that the eye meets first.
 _COLOURS = {
@@ -46,11 +47,17 @@ def draw(report: Diagnosis, path: Any = None) -> Figure:
     """Return the figure of a report; save it too where ``path`` is given."""
     figure = Figure(figsize=(13.2, 4.7), dpi=160, facecolor="white")
     FigureCanvasAgg(figure)
-    places = ((0.045, 0.225), (0.345, 0.235), (0.765, 0.22))  # the legend stands between the last two
+    places = ((0.045, 0.225), (0.345, 0.235), (0.785, 0.2))  # the legend stands between the last two
     left, middle, right = (figure.add_axes((x, 0.125, width, 0.63)) for x, width in places)
     sick = report.verdict.startswith("sick")
     figure.text(
-        0.045, 0.945, f"A fixed point of {report.size:,} numbers", size=14, weight="bold", color=_INK, va="center"
+        0.045,
+        0.945,
+        f"A fixed point of {report.size:,} number{'s' if report.size > 1 else ''}",
+        size=14,
+        weight="bold",
+        color=_INK,
+        va="center",
     )
     verdict = report.verdict[0].upper() + report.verdict[1:]
     colour = _ALARM if sick else _GOOD if report.verdict == "healthy" else _INK
@@ -104,10 +111,10 @@ def _courses(axes: Any, report: Diagnosis) -> None:
         if len(over):
             x, y = x[: over[0] + 1], np.minimum(y[: over[0] + 1], _TOP)
         colour = _COLOURS.get(run.name, _QUIET)
-        label = f"{run.name}  {run.products if converged else run.status.lower()}"
+        label = f"{run.name}  {run.products if converged else _FATES.get(run.status, 'failed')}"
         style = {"color": colour, "alpha": 1 if converged else 0.5, "zorder": 4 if best else 3}
-        handles += axes.plot(x, np.maximum(y, report.rtol / 8), linewidth=2.6 if best else 1.4, label=label, **style)
-        axes.plot(x[-1], max(y[-1], report.rtol / 8), marker="o" if converged else "x", markersize=5, **style)
+        handles += axes.plot(x, np.maximum(y, report.rtol / 5), linewidth=2.6 if best else 1.4, label=label, **style)
+        axes.plot(x[-1], max(y[-1], report.rtol / 5), marker="o" if converged else "x", markersize=5, **style)
     axes.axhline(report.rtol, color=_QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axes.set_yscale("log")
     axes.set(xlim=(0, 1.03 * max((run.products for run in report.solvers), default=1)), ylim=(report.rtol / 6, _TOP))
@@ -135,22 +142,22 @@ def _singular_values(axes: Any, report: Diagnosis) -> None:
         axes.set(xticks=[], yticks=[])
         _dress(axes, "Singular values of I - J", "")
         return
-    values = np.sort(np.asarray(report.singular_values, float))
-    values = values[values > 0]
     floor = max(min(report.sigma_min, 1e-1), report.eps) / 4
-    shown = values[:24]
+    smallest = max(report.sigma_min, 2 * floor)  # a zero stands at the foot of the axis
+    shown = np.maximum(np.sort(np.asarray(report.singular_values, float)), smallest)[:24]
     index = np.arange(1, len(shown) + 1)
     sick = report.verdict.startswith("sick") and report.sigma_min <= 1e-2
     colour = _ALARM if sick else _GOOD
     axes.axhspan(floor / 1e3, 1e-2, color="#fdf1f0", zorder=0, linewidth=0)
     axes.vlines(index[1:], floor / 1e3, shown[1:], color=_RULE, linewidth=1.2, zorder=1)
     axes.scatter(index[1:], shown[1:], s=20, color="#1d4ed8", alpha=0.75, linewidth=0, zorder=3)
-    axes.vlines(1, floor / 1e3, report.sigma_min, color=colour, linewidth=2, zorder=3)
-    axes.scatter([1], [report.sigma_min], s=46, color=colour, zorder=4, linewidth=0)
-    axes.text(len(shown) + 0.5, 8e-3, "gradients explode", size=8.5, color=_QUIET, ha="right", va="top")
+    axes.vlines(1, floor / 1e3, smallest, color=colour, linewidth=2, zorder=3)
+    axes.scatter([1], [smallest], s=46, color=colour, zorder=4, linewidth=0)
+    axes.text(max(len(shown), 4) + 0.9, 8e-3, "gradients explode", size=8.5, color=_QUIET, ha="right", va="top")
     axes.set_yscale("log")
-    top = float(shown.max(initial=report.sigma_min))
-    axes.set(xlim=(0, len(shown) + 1), ylim=(min(floor, 4e-3), 3 * max(top, 1.0)))
+    top = float(shown.max(initial=smallest))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlim=(0, max(len(shown), 4) + 1), ylim=(min(floor, 4e-3), 3 * max(top, 1.0)))
     axes.set_xlabel("Ritz values, from the smallest", size=9, color=_QUIET)
     _dress(
         axes, "Singular values of I - J", f"smallest {report.sigma_min:.3g}: adjoints up to {times(report.sigma_min)}"

@@ -171,7 +171,8 @@ class Diagnosis:
 
 def _page(d: Diagnosis) -> list[str]:
     systems = "" if d.systems == 1 else f", the worst of {d.systems} systems"
-    lines = [f"Fixed point of {d.size} numbers, {d.dtype}{systems}: {d.verdict}", ""]
+    noun = "numbers" if d.size > 1 else "number"
+    lines = [f"Fixed point of {d.size} {noun}, {d.dtype}{systems}: {d.verdict}", ""]
 
     def row(label: str, value: str, note: str = "") -> None:
         lines.append(f"  {label:<24}{value:<13}{note}".rstrip())
