@@ -120,6 +120,7 @@ def diagnose(
         sigma_min=None if smallest is None else _worst(smallest.value, np.min),
         sigma_min_interval=None if smallest is None else _interval(smallest),
         sigma_min_condition=None if smallest is None else _condition(smallest),
+        sigma_min_residual=None if smallest is None else _worst(smallest.residual_norm, np.max),
         sigma_min_converged=smallest is not None and smallest.is_good,
         departure=None if norm is None else _departure(J, norm.value, search),
         rtol=rtol,

@@ -76,6 +76,8 @@ class Diagnosis:
     sigma_min_interval : tuple of float, or None
         ``(lower, upper)`` for it; ``upper`` always holds, ``lower`` under ``sigma_min_condition``.
     sigma_min_condition : str or None
+    sigma_min_residual : float or None
+        ``norm((I - J)^H u - sigma_min v)``: some singular value is that near, always.
     radius_converged, sigma_min_converged : bool
         Whether the searches came to their end.
     departure : float or None
@@ -99,6 +101,7 @@ class Diagnosis:
     sigma_min: float | None
     sigma_min_interval: tuple[float, float] | None
     sigma_min_condition: str | None
+    sigma_min_residual: float | None
     sigma_min_converged: bool
     departure: float | None
     rtol: float
@@ -186,6 +189,8 @@ def _page(d: Diagnosis) -> list[str]:
     if d.sigma_min is not None and d.sigma_min_interval is not None:
         row("sigma_min(I - J)", f"{d.sigma_min:.4g}", f"adjoints up to {times(d.sigma_min)} their cotangent")
         low, high = d.sigma_min_interval
+        sure = "" if d.sigma_min_converged else "; the search did not converge"
+        row("  residual", f"{d.sigma_min_residual:.1e}", f"some singular value is that near{sure}")
         row("  lies in", f"[{low:.3g}, {high:.3g}]")
         lines.append(f"  {'  lower end':<24}{d.sigma_min_condition}")
     if d.departure is not None:

@@ -31,7 +31,7 @@ def example():
 @pytest.fixture(scope="module")
 def runs(example):
     """Thirty steps of the first network: without a penalty, with the paper's, with a margin."""
-    runs = [example.Run(str(margin), margin, example.Network(0)) for margin in (None, 0.0, 0.25)]
+    runs = [example.Run(str(margin), margin, seed=0) for margin in (None, 0.0, 0.25)]
     for run in runs:
         example.train(run, 30, example.WEIGHT)
     return runs
