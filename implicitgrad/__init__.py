@@ -34,12 +34,20 @@ from implicitgrad.solvers import (
     Solver,
 )
 from implicitgrad.spectral import (
+    Estimate,
+    GradientError,
     SpectralResult,
+    gershgorin_lower_bound,
+    gradient_error_bound,
     largest_eigenvalue,
+    neumann_error_bound,
+    neumann_terms,
     operator_norm,
     smallest_eigenvalue,
     smallest_singular_value,
     spectral_radius,
+    squared_frobenius_norm,
+    trace,
 )
 from implicitgrad.status import Status
 
@@ -58,6 +66,8 @@ __all__ = [
     "DenseOperator",
     "DeviceError",
     "DtypeError",
+    "Estimate",
+    "GradientError",
     "ImplicitGradError",
     "LinearOperator",
     "MissingProductError",
@@ -76,12 +86,18 @@ __all__ = [
     "VJPOperator",
     "adjoint_solve",
     "check_operator",
+    "gershgorin_lower_bound",
+    "gradient_error_bound",
     "identity_minus",
     "largest_eigenvalue",
+    "neumann_error_bound",
+    "neumann_terms",
     "operator_norm",
     "smallest_eigenvalue",
     "smallest_singular_value",
     "solve",
     "spectral_radius",
+    "squared_frobenius_norm",
     "tangent_solve",
+    "trace",
 ]

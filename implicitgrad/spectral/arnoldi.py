@@ -13,12 +13,10 @@ import numpy as np
 
 from implicitgrad.backends import Array
 from implicitgrad.spectral.frame import Frame
-from implicitgrad.spectral.ritz import Ritz
+from implicitgrad.spectral.ritz import Ritz, unscaled
 from implicitgrad.spectral.space import Host, Space
 
 __all__ = ["Arnoldi"]
-KEEP = 3
-GUARD = 0.0
 
 
 class Arnoldi:
@@ -65,6 +63,7 @@ class Arnoldi:
         self.mismatch = np.zeros(space.systems)
         self.residual = np.full(space.systems, np.inf)
         self.broken = np.zeros(space.systems, bool)
+        self.log_norms = np.zeros(space.systems)  # of use to symmetric operators only
         self.restarted = False
         norm = space.norms(start)
         self._next = self.frame.normalized(start, norm, norm == 0)
@@ -107,21 +106,25 @@ class Arnoldi:
     def ritz(self, which: str, count: int | None = None) -> Ritz:
         """Return the eigenpairs of ``H`` (of its leading block) by falling modulus, each with its condition number."""
         small = self.small if count is None else self.small[:, :count, :count]
-        sound = np.isfinite(small).all(axis=(-2, -1), keepdims=True)
-        values, y = np.linalg.eig(np.where(sound, small, 0.0))
-        values, y = values.astype(complex), y.astype(complex)
+        small, power = unscaled(small)
+        values, y = np.linalg.eig(small)
+        values, y = values.astype(complex) * power, y.astype(complex)
         order = np.argsort(-np.abs(values), axis=-1, kind="stable")
         values, y = np.take_along_axis(values, order, -1), np.take_along_axis(y, order[:, None, :], -1)
         y = y / np.linalg.norm(y, axis=-2, keepdims=True)
         return Ritz(np.abs(values), y, None, np.abs(y[:, -1, :]), _conditions(y), values)
 
     def restart(self, ritz: Ritz) -> None:
-        """Shrink to a third: the invariant subspace of the dominant eigenvalues of ``H``."""
-        keep = max(2, self.count // KEEP)
-        turns = [_dominant_schur(h, keep) for h in self.small]
+        """Shrink to a half: the invariant subspace of the dominant eigenvalues of ``H``.
+
+        With a third, the search on matrices whose eigenvalues fill a disc settled on a smaller one now and then.
+        """
+        keep = max(2, self.count // 2)
+        scaled, power = unscaled(self.small)
+        turns = [_dominant_schur(h, keep) for h in scaled]
         q, small = (np.stack(parts) for parts in zip(*turns, strict=True))
         self.frame.recombine(q)
-        self.small = small
+        self.small = small * power[:, :, None]
         # H is no longer e_k^H-coupled: the rest of A v_k is shared among the vectors that are kept.
         self._row = np.where(self.broken, 0.0, self.residual)[:, None] * q[:, -1, :]
         self.restarted = True

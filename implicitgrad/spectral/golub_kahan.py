@@ -14,7 +14,7 @@ import numpy as np
 
 from implicitgrad.backends import Array
 from implicitgrad.spectral.frame import Frame
-from implicitgrad.spectral.ritz import Ritz
+from implicitgrad.spectral.ritz import Ritz, unscaled
 from implicitgrad.spectral.space import Host, Space
 
 __all__ = ["GolubKahan"]
@@ -43,6 +43,8 @@ class GolubKahan:
     residual : ndarray, shape (s,)
         Norm of the rest of ``A^H U p`` outside ``V`` for the last direction ``p``. Where ``p`` is a left singular
         vector of ``B``, that is the residual ``norm(A^H u - sigma v)`` of its triplet, not an estimate of it.
+    log_norms : ndarray, shape (s,)
+        Sum of the logarithms of the subdiagonal of ``B^H B``, the last rest included, before the first restart.
     broken : ndarray of bool, shape (s,)
         Where that rest is rounding: ``V`` holds all that the start vector leads to, or the triplet is exact.
     mismatch : ndarray, shape (s,)
@@ -85,6 +87,7 @@ class GolubKahan:
         self.mismatch = np.zeros(space.systems)
         self.residual = np.full(space.systems, np.inf)
         self.broken = np.zeros(space.systems, bool)
+        self.log_norms = np.zeros(space.systems)
         self.directed = self.restarted = False
         self._live = np.ones(space.systems, bool)
         norm = space.norms(start)
@@ -145,14 +148,16 @@ class GolubKahan:
         gap = np.linalg.norm(coefficients - expected, axis=-1)
         self.mismatch = np.fmax(self.mismatch, gap / np.where(space.norm > 0, space.norm, 1.0))
         self.residual, self.broken = norm, broken
+        with np.errstate(divide="ignore", invalid="ignore"):
+            self.log_norms = self.log_norms + np.log(np.where(broken, 0.0, norm) * np.abs(self.small[:, -1, -1]))
         self._next = self.right.normalized(rest, norm, broken & self._live)
 
     def ritz(self, which: str, count: int | None = None) -> Ritz:
         """Return the SVD of ``B`` (of its leading block), the wanted end first."""
         small = self.small if count is None else self.small[:, :count, :count]
-        sound = np.isfinite(small).all(axis=(-2, -1), keepdims=True)
-        p, values, yh = np.linalg.svd(np.where(sound, small, 0.0))
-        y = np.swapaxes(yh, -1, -2).conj()
+        small, power = unscaled(small)
+        p, values, yh = np.linalg.svd(small)
+        values, y = values * power, np.swapaxes(yh, -1, -2).conj()
         if which == "smallest":
             p, values, y = p[:, :, ::-1], values[:, ::-1], y[:, :, ::-1]
         return Ritz(values, y, p, np.abs(p[:, -1, :]))
@@ -168,10 +173,11 @@ class GolubKahan:
             padded[:, : self._before.shape[-1], 0] = self._before
             kept = np.concatenate([kept, padded], axis=-1)
         kept = np.linalg.qr(kept)[0]
-        turned, small = np.linalg.qr(np.matmul(self.small, kept))
+        small, power = unscaled(np.matmul(self.small, kept))
+        turned, small = np.linalg.qr(small)
         self.right.recombine(kept)
         self.left.recombine(turned)
-        self.small = small
+        self.small = small * power[:, :, None]
         self._current = self._before = None
         self.directed = self.restarted = True
         self.most = min(self.most, _WORKING)

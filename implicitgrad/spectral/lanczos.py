@@ -15,7 +15,7 @@ import numpy as np
 
 from implicitgrad.backends import Array
 from implicitgrad.spectral.frame import Frame
-from implicitgrad.spectral.ritz import Ritz
+from implicitgrad.spectral.ritz import Ritz, unscaled
 from implicitgrad.spectral.space import Host, Space
 
 __all__ = ["Lanczos"]
@@ -42,6 +42,8 @@ class Lanczos:
         diagonal are what ``T`` is made of.
     residual : ndarray, shape (s,)
         Norm of the rest of ``A v_k`` outside ``V``.
+    log_norms : ndarray, shape (s,)
+        Sum of the logarithms of the subdiagonal of ``T``, the last rest included, before the first restart.
     broken : ndarray of bool, shape (s,)
         Where that rest is rounding: ``V`` is invariant.
     mismatch : ndarray, shape (s,)
@@ -69,6 +71,7 @@ class Lanczos:
         self.mismatch = np.zeros(space.systems)
         self.residual = np.full(space.systems, np.inf)
         self.broken = np.zeros(space.systems, bool)
+        self.log_norms = np.zeros(space.systems)
         self.restarted = False
         norm = space.norms(start)
         self._next = self.frame.normalized(start, norm, norm == 0)
@@ -103,6 +106,8 @@ class Lanczos:
         small[:, k, :k] = column[:, :k].conj()
         self.small = small
         self.residual, self.broken = norm, broken
+        with np.errstate(divide="ignore"):
+            self.log_norms = self.log_norms + np.log(np.where(broken, 0.0, norm))
         self._next = self.frame.normalized(rest, norm, broken & live)
         self._row = np.zeros((space.systems, k + 1), space.dtype)
         self._row[:, k] = np.where(broken, 0.0, norm)
@@ -113,8 +118,9 @@ class Lanczos:
     def ritz(self, which: str, count: int | None = None) -> Ritz:
         """Return the eigenpairs of ``T`` (of its leading block), the wanted end first."""
         small = self.small if count is None else self.small[:, :count, :count]
-        sound = np.isfinite(small).all(axis=(-2, -1), keepdims=True)
-        values, y = np.linalg.eigh(np.where(sound, small, 0.0), UPLO="U")
+        small, power = unscaled(small)
+        values, y = np.linalg.eigh(small, UPLO="U")
+        values = values * power
         if which == "largest":
             values, y = values[:, ::-1], y[:, :, ::-1]
         return Ritz(values, y, None, np.abs(y[:, -1, :]))

@@ -16,7 +16,7 @@ from implicitgrad.operators import LinearOperator
 from implicitgrad.spectral.arnoldi import Arnoldi
 from implicitgrad.spectral.report import report
 from implicitgrad.spectral.result import SpectralResult, deliver
-from implicitgrad.spectral.search import ROUNDING, Search
+from implicitgrad.spectral.search import Search
 from implicitgrad.spectral.settings import Settings
 from implicitgrad.spectral.space import Host, Space, check_operator_type
 
@@ -112,7 +112,7 @@ def spectral_radius(
     if search.cycles > 1 and np.isfinite(search.value).any():
         _, _, search.value, search.residual = recompute(search.vector, search.left)
     result = report(search, known_upper, None)
-    rounding = ROUNDING * space.product_eps * space.norm
+    rounding = search.rounding
     with np.errstate(invalid="ignore"):
         error = np.where(search.residual > 0, search.sensitivity * search.residual, 0.0) + rounding
     rigorous = np.fmax(search.value - rounding, 0.0) if J.symmetric else np.zeros(space.systems)

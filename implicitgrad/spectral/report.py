@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from implicitgrad.spectral.certify import best_bound, random_start_deficit
+from implicitgrad.spectral.certify import best_bound
 from implicitgrad.spectral.result import SpectralResult
-from implicitgrad.spectral.search import ROUNDING, Search
+from implicitgrad.spectral.search import Search
 from implicitgrad.spectral.space import Host
 
 __all__ = ["report"]
@@ -28,7 +28,7 @@ def report(search: Search, known: float | None, next_value: float | None) -> Spe
         What all values but one are known to be beyond.
     """
     space, value, residual = search.space, search.value, search.residual
-    rounding = ROUNDING * space.product_eps * space.norm
+    rounding = search.rounding
     sign = 1.0 if search.which == "smallest" else -1.0
     with np.errstate(invalid="ignore"):
         far, conditions = best_bound(_candidates(search, sign, rounding, known, next_value), space.systems)
@@ -61,7 +61,7 @@ def _candidates(
     search: Search, sign: float, rounding: Host, known: float | None, next_value: float | None
 ) -> list[tuple[Any, str]]:
     """Return lower bounds of ``sign * value``, each with its condition; the strongest conditions first."""
-    space, value, r = search.space, sign * search.value, search.residual
+    value, r = sign * search.value, search.residual
     found: list[tuple[Any, str]] = []
     if search.singular and sign > 0:
         found.append((np.where(np.isnan(value), np.nan, 0.0), "unconditional: no singular value is negative"))
@@ -73,20 +73,10 @@ def _candidates(
     chance = "over the random start"
     sure = np.where(search.exact, value - r - rounding, np.nan)
     found.append((sure, f"with probability 1 {chance}, whose space is invariant"))
-    confidence = search.settings.confidence
-    said = f"with probability {confidence:g} {chance} (Kuczynski & Wozniakowski 1992)"
-    wanted, other = search.krylov_wanted, search.krylov_other
-    if search.singular:
-        wanted, other = wanted**2, other**2
-    lost = np.array(
-        [
-            random_start_deficit(int(k), search.size, space.is_complex, confidence, spread) if k else math.nan
-            for k, spread in zip(search.krylov_steps, np.abs(other - wanted), strict=True)
-        ]
-    )
-    bound = sign * wanted - lost
-    if search.singular:
-        bound = np.sqrt(np.fmax(bound, 0.0)) if sign > 0 else -np.sqrt(-bound)
+    said = f"with probability {search.settings.confidence:g} {chance}"
+    bound = np.where(search.exact | search.whole, np.nan, search.chance_bound)  # there is more to be said of these
+    if search.singular:  # it speaks of the squares
+        bound = sign * np.sqrt(np.maximum(sign * bound, 0.0))  # maximum, unlike fmax, keeps NaN for "nothing known"
     found.append((bound - rounding, said))
     if next_value is not None:
         beyond, theta = sign * float(next_value), value
@@ -95,7 +85,7 @@ def _candidates(
             apart = (beyond - theta) * abs(beyond + theta)
             shift = value**2 * r**2 / np.where(apart > 0, apart, np.nan)
             square = sign * value**2 - shift
-            bound = np.sqrt(np.fmax(square, 0.0)) if sign > 0 else -np.sqrt(-square)
+            bound = sign * np.sqrt(np.maximum(sign * square, 0.0))
         else:
             apart = beyond - theta
             bound = theta - r**2 / np.where(apart > 0, apart, np.nan)

@@ -11,11 +11,24 @@ import numpy as np
 
 from implicitgrad.spectral.space import Host
 
-__all__ = ["Ritz"]
+__all__ = ["Ritz", "unscaled"]
 
 _NODE = (
     0.5  # the Lehmann bound is taken half-way to the next Ritz value, which overestimates the gap until it converges
 )
+
+
+def unscaled(small: Host) -> tuple[Host, Host]:
+    """Return small matrices ``(s, k, k)`` divided by the powers of two ``(s, 1)`` next to their largest entries.
+
+    LAPACK scales by norms, which are no powers of two, so ``2 A`` would not have exactly twice the values of ``A``.
+    Matrices with NaN or Inf become zero: their systems have ended.
+    """
+    sound = np.isfinite(small).all(axis=(-2, -1), keepdims=True)
+    small = np.where(sound, small, 0.0)
+    exponent = np.frexp(np.abs(small).max(axis=(-2, -1), initial=0.0))[1]
+    power = np.ldexp(1.0, exponent)[:, None]
+    return small / power[:, :, None], power
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,12 @@ class Ritz:
         return values
 
     @property
+    def apart(self) -> Host:
+        """Distances of the other values to the wanted one; for singular values, of the squares."""
+        apart: Host = np.abs(self.values[:, 1:] - self.values[:, :1])
+        return apart if self.left is None else apart * (self.values[:, 1:] + self.values[:, :1])
+
+    @property
     def sensitivity(self) -> Host:
         """Condition number of the wanted value."""
         ones: Host = np.ones(len(self.values)) if self.conditions is None else self.conditions[:, 0]
@@ -81,10 +100,7 @@ class Ritz:
         """
         if self.values.shape[1] < 2:
             return np.zeros(len(self.values))
-        values = self.values
-        apart = np.abs(values[:, 1:] - values[:, :1])
-        if self.left is not None:
-            apart = apart * (values[:, 1:] + values[:, :1])  # of the squares, without cancellation
+        values, apart = self.values, self.apart
         with np.errstate(all="ignore"):
             rest = rest / self.tails[:, 0] if directed else rest
             coupling = rest[:, None] * self.tails[:, 1:] * (values[:, 1:] if self.left is not None else 1.0)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from implicitgrad.backends import Array
+from implicitgrad.spectral.certify import random_start_shift
 from implicitgrad.spectral.ritz import Ritz
 from implicitgrad.spectral.settings import Settings
 from implicitgrad.spectral.space import Host, Space
@@ -29,6 +30,7 @@ class Process(Protocol):
     """A factorization as the loop sees it; ``Lanczos`` and ``GolubKahan`` are the two."""
 
     residual: Host
+    log_norms: Host
     broken: Host
     mismatch: Host
     directed: bool
@@ -72,8 +74,8 @@ class Search:
         Where the space of a random start was invariant, so that nothing can be missed but by chance zero.
     whole : ndarray of bool, shape (s,)
         Where the basis has filled the whole space.
-    krylov_steps, krylov_wanted, krylov_other : ndarray, shape (s,)
-        Dimension and both extreme Ritz values of the unrestarted space of the random start.
+    chance_bound : ndarray, shape (s,)
+        Lower bound on ``+-value`` (for singular values ``+-value^2``) from the unrestarted space of the random start.
     """
 
     def __init__(self, space: Space, settings: Settings, which: str, most: int | None = None) -> None:
@@ -96,8 +98,13 @@ class Search:
         self.ritz_values: Host = np.full((systems, 1), np.nan, complex if which == "dominant" else float)
         self.cycles = 0
         self.exact, self.whole = np.zeros(systems, bool), np.zeros(systems, bool)
-        self.krylov_steps = np.zeros(systems, int)
-        self.krylov_wanted, self.krylov_other = np.full(systems, np.nan), np.full(systems, np.nan)
+        self.chance_bound = np.full(systems, np.nan)
+
+    @property
+    def rounding(self) -> Host:
+        """What the rounding of one product may hide."""
+        hidden: Host = ROUNDING * self.space.product_eps * self.space.norm
+        return hidden
 
     def run(self, make: Any, recompute: Any) -> None:
         """Search with the factorizations that ``make(start, memory)`` gives and the pairs that ``recompute`` measures.
@@ -130,6 +137,7 @@ class Search:
         systems = self.space.systems
         self.live = pending.copy()
         self.reason = np.full(systems, None, dtype=object)
+        self.looked = np.full(systems, np.nan), 0
         self.suspicious = np.zeros(systems, bool)
         self.cycles += 1
         self.found: tuple[Array, Array | None] = (self.space.domain, self.space.range if self.paired else None)
@@ -156,19 +164,17 @@ class Search:
                 ritz = process.ritz(self.which)
             if ritz is None:
                 continue
-            next_check = step + max(1, step // 8)
             # In the whole space there is no rest but rounding, unless the rows are fewer than the columns.
             rest = np.where(exhausted, 0.0, process.residual)
             residual, distance = ritz.residual(rest, process.directed), ritz.distance(rest, process.directed)
             value, gap = ritz.values[:, 0], np.abs(ritz.neighbour - ritz.values[:, 0])
-            if random and not process.directed and not process.restarted:
-                self.krylov_steps = np.where(self.live, step, self.krylov_steps)
-                self.krylov_wanted = np.where(self.live, value, self.krylov_wanted)
-                self.krylov_other = np.where(self.live, ritz.values[:, -1], self.krylov_other)
             ended = process.broken | exhausted
             error = _scaled(ritz.sensitivity, residual)
-            done = self.live & (ended | self.satisfied(value, error, distance, gap))
+            short = self.shortfall(value, error, distance, gap)
+            done = self.live & (ended | (short <= 1.0))
             leaving = done | (self.live & last)
+            if random and not process.restarted and self.which != "dominant" and (process.full or leaving.any()):
+                self._bound_by_chance(process, ritz)
             if leaving.any():
                 invariant = ended & (not process.directed) & (not process.restarted)
                 self.exact = np.where(leaving & random, invariant, self.exact)
@@ -179,21 +185,57 @@ class Search:
                 self._leave(leaving, Status.MAX_ITERS)
             if process.full and self.live.any():
                 process.restart(ritz)
+            next_check = step + self._patience(step, short)
 
-    def satisfied(self, value: Host, residual: Host, distance: Host, gap: Host) -> Host:
-        """Return where the bound is met: ``r <= rtol |value|``, or by the gap, or within the rounding of a product."""
-        space, settings = self.space, self.settings
-        bound = np.fmax(self.rtol * np.abs(value), ROUNDING * space.product_eps * space.norm)
+    def _bound_by_chance(self, process: Process, ritz: Ritz) -> None:
+        """Note what the polynomial of an unrestarted process from a random start says of the live systems."""
+        theta, apart = ritz.values[:, 0], ritz.apart
+        sign = 1.0 if self.which == "smallest" else -1.0
+        theta = theta**2 if self.singular else theta
+        shift = random_start_shift(
+            np.concatenate([np.zeros((len(apart), 1)), apart], axis=1),
+            process.log_norms,
+            self.size,
+            self.space.is_complex,
+            self.settings.confidence,
+        )
+        self.chance_bound = np.where(self.live, sign * theta - shift, self.chance_bound)
+
+    def _patience(self, step: int, short: Host) -> int:
+        """Return after how many steps to look again: an eighth of those made, or fewer if the end is near.
+
+        A projected problem of size ``k`` costs ``k^3``. The end is foreseen from the rate since the last look.
+        """
+        patience = max(1, step // 8)
+        before, steps = self.looked
+        self.looked = short, step
         with np.errstate(all="ignore"):
-            met = residual <= bound
+            left = np.log(short) * (step - steps) / (np.log(before) - np.log(short))
+        left = left[self.live & (left > 0)]  # NaN, where there is no rate yet, is not greater
+        return patience if not left.size else min(patience, max(1, int(0.7 * left.min())))
+
+    def shortfall(self, value: Host, residual: Host, distance: Host, gap: Host) -> Host:
+        """Return by which factor the residual has still to fall; at most one where the bound is met.
+
+        The bound is ``r <= rtol |value|``, or by the gap, or the rounding of a product; and what the vectors ask for.
+        """
+        settings = self.settings
+        bound = np.fmax(self.rtol * np.abs(value), self.rounding)
+        with np.errstate(all="ignore"):
+            short = np.where(residual <= bound, 0.0, residual / bound)
             if settings.criterion == "gap":
                 # For singular values the relative error is r^2 / (2 D), also where the value is all rounding.
-                met |= residual**2 <= distance * (2 * self.rtol if self.singular else bound)
+                short = np.fmin(short, residual / np.sqrt(distance * (2 * self.rtol if self.singular else bound)))
             if settings.vector_tol is not None:
                 wide = gap * (2 * value + gap) if self.singular else gap  # the gap of the squares
-                steep = value + gap if self.singular else 1.0
-                met &= (residual * steep <= settings.vector_tol * wide) | ~(gap > 0)
-        return met & np.isfinite(residual)
+                angle = residual * (value + gap if self.singular else 1.0) / wide
+                short = np.fmax(short, np.where(gap > 0, angle / settings.vector_tol, 0.0))
+        return np.where(np.isfinite(residual), short, np.inf)
+
+    def satisfied(self, value: Host, residual: Host, distance: Host, gap: Host) -> Host:
+        """Return where the bound is met."""
+        met: Host = self.shortfall(value, residual, distance, gap) <= 1.0
+        return met
 
     def _fail(self, process: Process, where: Host, status: Status) -> None:
         """End systems that cannot go on, with the best pair of what was sound."""

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from implicitgrad.backends import Array
+from implicitgrad.errors import ShapeError
 from implicitgrad.operators import LinearOperator
 from implicitgrad.spectral.golub_kahan import GolubKahan
+from implicitgrad.spectral.inverse import LinearSolver, check_solver, inverse_iteration
 from implicitgrad.spectral.report import report
 from implicitgrad.spectral.result import SpectralResult, deliver
 from implicitgrad.spectral.search import Search
@@ -37,6 +39,7 @@ def smallest_singular_value(
     confidence: float = 0.999,
     known_lower: float | None = None,
     next_value: float | None = None,
+    refine: LinearSolver | None = None,
     on_failure: str = "raise",
 ) -> SpectralResult:
     """Return ``sigma_min(A)``, its singular vectors, and an interval for it with the condition it stands under.
@@ -74,6 +77,9 @@ def smallest_singular_value(
         A lower bound that you have proved, such as ``1 - norm(J)``; it competes for ``lower``, "unconditional".
     next_value : float, optional
         If you know that only one singular value is below this number, the Kato-Temple bound competes for ``lower``.
+    refine : Solver, optional
+        Where the search ends short of its bound, go on by inverse iteration with this solver, such as ``GMRES()``: for
+        a tiny ``sigma_min`` below a spectrum that a search takes too long for. Square ``A`` only.
     on_failure : {"raise", "warn", "return"}
         What to do where a system does not converge.
 
@@ -108,7 +114,7 @@ def smallest_singular_value(
     settings = Settings(
         "smallest_singular_value", True, rtol, criterion, vector_tol, max_iters, memory, confidence, on_failure
     )
-    return _singular(settings, A, "smallest", start, like, seed, known_lower, next_value)
+    return _singular(settings, A, "smallest", start, like, seed, known_lower, next_value, refine)
 
 
 def operator_norm(
@@ -150,8 +156,12 @@ def _singular(
     seed: int,
     known: float | None,
     next_value: float | None,
+    refine: LinearSolver | None = None,
 ) -> SpectralResult:
     check_operator_type(settings.name, A)
+    check_solver(settings.name, refine)
+    if refine is not None and A.shape[0] != A.shape[1]:
+        raise ShapeError(f"{settings.name}: got refine for an operator of shape {A.shape}, expected a square one.")
     wide = A.shape[0] < A.shape[1]  # its null space is no matter: the smallest of min(m, n) values is that of A^H
     space = Space(settings.name, A.H if wide else A, start, like, seed, adjoint=True)
 
@@ -166,6 +176,8 @@ def _singular(
 
     search = Search(space, settings, which)
     search.run(lambda first, most: GolubKahan(space, first, most), recompute)
+    if refine is not None:
+        inverse_iteration(search, refine, recompute)
     result = report(search, known, next_value)
     if wide:
         result = replace(

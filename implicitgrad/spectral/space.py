@@ -163,8 +163,10 @@ class Space:
         return values.reshape(*self.batch, values.shape[-1])
 
     def norms(self, x: Array) -> Host:
-        """Return the norm of each system."""
-        return self.host(self.backend.host_norm(x)).astype(float)
+        """Return the norm of each system; by ``sqrt``, for Python's ``x ** 0.5`` is not exact for ``4 x``."""
+        squares = self.host(self.backend.to_host(self.backend.squared_norm(x)))
+        norms: Host = np.sqrt(squares.astype(float))
+        return norms
 
     def times(self, values: Host, x: Array) -> Array:
         """Return each system's vector times its real number."""

@@ -158,6 +158,30 @@ def test_rows_are_projected_out(convert, shape, dtype):
     assert_close(backend.to_numpy(back), wide(x), eps=eps_of(dtype), condition=4)
 
 
+def test_rows_are_mixed(convert, shape, dtype):
+    """sum_i c_ji q_i, for rows and for a basis of several blocks, which is then one block of its own."""
+    rows = draw((*shape[:-1], 40, shape[-1]), dtype, 5)
+    weights = draw((*shape[:-1], 40, 3), dtype, 6)
+    X = convert(rows[..., 0, :].copy())
+    backend = backend_of(X)
+    expected = np.matmul(np.swapaxes(wide(weights), -1, -2), wide(rows))
+    size = (
+        np.linalg.norm(wide(weights), axis=-2)[..., None] * np.linalg.norm(wide(rows), axis=(-2, -1))[..., None, None]
+    )
+    mixed = backend.mix_rows(convert(np.swapaxes(weights, -1, -2).copy()), convert(rows))
+    assert mixed.dtype == X.dtype
+    assert_close(backend.to_numpy(mixed), expected, eps=eps_of(dtype), scale=size + 0 * np.abs(expected))
+    basis = Basis(backend, X, most=64)
+    for i in range(40):
+        basis.append(convert(rows[..., i, :].copy()))
+    turned = basis.recombined(weights)
+    assert (turned.count, len(turned._blocks), basis.count) == (3, 1, 40)
+    assert_close(turned.to_numpy(), expected, eps=eps_of(dtype), scale=size + 0 * np.abs(expected))
+    turned.append(X)
+    assert turned.count == 4
+    assert np.array_equal(turned.to_numpy()[..., 3, :], backend.to_numpy(X))
+
+
 def test_a_basis_grows_in_blocks_and_never_beyond_what_was_asked_for():
     backend = backend_of(np.ones(3))
     basis = Basis(backend, np.ones(3), most=100)
