@@ -108,9 +108,10 @@ def lambda_min(
     I`` exact for derivatives along ``theta``. Values closer than ``sqrt(eps) norm(I - J)`` count as repeated. Where
     ``lambda_min = 0`` the gradient is 0, since ``sigma_min^2`` is smooth there.
 
-    Cost of ``hellmann-feynman``: the search, and one VJP that is differentiated once. ``adjoint`` and ``unrolled`` cost
-    about twice and five times as many products again. Sources: Feynman 1939, Phys. Rev. 56, 340 (the paper's own
-    reference); Kraemer et al. 2024, Gradients of functions of large matrices.
+    Cost beyond the search of ``k`` steps: one VJP that is differentiated for ``hellmann-feynman``; ``2 k`` products and
+    as many that are differentiated for ``adjoint``; backpropagation through ``2 k`` products for ``unrolled``, two to
+    three times the whole of the first at n = 400 (``benchmarks/bench_regularizers.py``). Sources: Feynman 1939, Phys.
+    Rev. 56, 340 (the paper's own reference); Kraemer et al. 2024, Gradients of functions of large matrices.
 
     Examples
     --------

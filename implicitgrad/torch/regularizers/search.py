@@ -141,6 +141,7 @@ class Search:
             identity_minus(linearized.operator()),
             start=start,
             like=linearized.point.detach(),
+            rtol=self._angle(linearized.point),
             vector_tol=self._angle(linearized.point),
             max_iters=self.max_iters,
             memory=self.memory,
