@@ -99,6 +99,19 @@ def test_float32_is_right_to_three_digits(method):
 
 
 @every_method
+@pytest.mark.parametrize("rtol", [1e-2, 1e-4, 1e-6])
+def test_rtol_is_the_accuracy_of_the_gradient(method, rtol):
+    """Not that of the value, which is right long before; the gap is an estimate, so a factor of three is left."""
+    W, x, z = problem(120, scale=0.7)
+    value, result = lambda_min(tanh_map, z, W, x, method=method, rtol=rtol, return_result=True)
+    assert result.residual_norm <= 2 * rtol * result.gap
+    (gradient,) = torch.autograd.grad(value, W)
+    slope = 1 - torch.tanh(z @ W.mT + x) ** 2
+    exact = torch.autograd.grad(torch.linalg.svdvals(torch.eye(120) - slope[:, None] * W)[-1] ** 2, W)[0]
+    assert (gradient - exact).norm() <= 3 * rtol * exact.norm()
+
+
+@every_method
 def test_complex_maps(method):
     """The value is real, and the gradient is that of the dense complex matrix."""
     A = torch.randn(6, 6, dtype=torch.complex128).mul(0.3).requires_grad_()
