@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from implicitgrad.backends import Array
+from implicitgrad.spectral.certify import LogProduct
 from implicitgrad.spectral.frame import Frame
 from implicitgrad.spectral.ritz import Ritz, unscaled
 from implicitgrad.spectral.space import Host, Space
@@ -63,7 +64,7 @@ class Arnoldi:
         self.mismatch = np.zeros(space.systems)
         self.residual = np.full(space.systems, np.inf)
         self.broken = np.zeros(space.systems, bool)
-        self.log_norms = np.zeros(space.systems)  # of use to symmetric operators only
+        self.norms = LogProduct(space.systems)  # of use to symmetric operators only
         self.restarted = False
         norm = space.norms(start)
         self._next = self.frame.normalized(start, norm, norm == 0)

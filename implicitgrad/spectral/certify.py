@@ -13,7 +13,33 @@ import numpy as np
 
 from implicitgrad.spectral.space import Host
 
-__all__ = ["best_bound", "random_start_shift"]
+__all__ = ["LogProduct", "best_bound", "random_start_shift"]
+
+
+class LogProduct:
+    """A product of many numbers of each system: logarithms of the mantissas, and the exponents apart from them.
+
+    So a power of two in every factor changes no bit of what is computed from it.
+    """
+
+    def __init__(self, systems: int) -> None:
+        self.count = 0
+        self._logs = np.zeros(systems)
+        self._exponents = np.zeros(systems, int)
+
+    def multiply(self, values: Host) -> None:
+        """Multiply by values ``(s,)``, not negative."""
+        mantissas, exponents = np.frexp(values)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            self._logs = self._logs + np.log(mantissas)
+        self._exponents = self._exponents + exponents
+        self.count += 1
+
+    def scaled(self) -> tuple[Host, Host]:
+        """Return the logarithm ``(s,)`` of the product with every factor divided by ``2**e``, and ``e``, the mean."""
+        mean = self._exponents // max(self.count, 1)
+        logs: Host = self._logs + math.log(2) * (self._exponents - self.count * mean)
+        return logs, mean
 
 
 def random_start_shift(apart: Host, log_norms: Host, size: int, is_complex: bool, confidence: float) -> Host:

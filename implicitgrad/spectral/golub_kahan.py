@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 
 from implicitgrad.backends import Array
+from implicitgrad.spectral.certify import LogProduct
 from implicitgrad.spectral.frame import Frame
 from implicitgrad.spectral.ritz import Ritz, unscaled
 from implicitgrad.spectral.space import Host, Space
@@ -43,8 +44,8 @@ class GolubKahan:
     residual : ndarray, shape (s,)
         Norm of the rest of ``A^H U p`` outside ``V`` for the last direction ``p``. Where ``p`` is a left singular
         vector of ``B``, that is the residual ``norm(A^H u - sigma v)`` of its triplet, not an estimate of it.
-    log_norms : ndarray, shape (s,)
-        Sum of the logarithms of the subdiagonal of ``B^H B``, the last rest included, before the first restart.
+    norms : LogProduct
+        Product of the subdiagonal of ``B^H B``, the last rest included; it means something before the first restart.
     broken : ndarray of bool, shape (s,)
         Where that rest is rounding: ``V`` holds all that the start vector leads to, or the triplet is exact.
     mismatch : ndarray, shape (s,)
@@ -87,7 +88,7 @@ class GolubKahan:
         self.mismatch = np.zeros(space.systems)
         self.residual = np.full(space.systems, np.inf)
         self.broken = np.zeros(space.systems, bool)
-        self.log_norms = np.zeros(space.systems)
+        self.norms = LogProduct(space.systems)
         self.directed = self.restarted = False
         self._live = np.ones(space.systems, bool)
         norm = space.norms(start)
@@ -148,8 +149,7 @@ class GolubKahan:
         gap = np.linalg.norm(coefficients - expected, axis=-1)
         self.mismatch = np.fmax(self.mismatch, gap / np.where(space.norm > 0, space.norm, 1.0))
         self.residual, self.broken = norm, broken
-        with np.errstate(divide="ignore", invalid="ignore"):
-            self.log_norms = self.log_norms + np.log(np.where(broken, 0.0, norm) * np.abs(self.small[:, -1, -1]))
+        self.norms.multiply(np.where(broken, 0.0, norm) * np.abs(self.small[:, -1, -1]))
         self._next = self.right.normalized(rest, norm, broken & self._live)
 
     def ritz(self, which: str, count: int | None = None) -> Ritz:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from implicitgrad.backends import Array
+from implicitgrad.spectral.certify import LogProduct
 from implicitgrad.spectral.frame import Frame
 from implicitgrad.spectral.ritz import Ritz, unscaled
 from implicitgrad.spectral.space import Host, Space
@@ -42,8 +43,8 @@ class Lanczos:
         diagonal are what ``T`` is made of.
     residual : ndarray, shape (s,)
         Norm of the rest of ``A v_k`` outside ``V``.
-    log_norms : ndarray, shape (s,)
-        Sum of the logarithms of the subdiagonal of ``T``, the last rest included, before the first restart.
+    norms : LogProduct
+        Product of the subdiagonal of ``T``, the last rest included; it means something before the first restart.
     broken : ndarray of bool, shape (s,)
         Where that rest is rounding: ``V`` is invariant.
     mismatch : ndarray, shape (s,)
@@ -71,7 +72,7 @@ class Lanczos:
         self.mismatch = np.zeros(space.systems)
         self.residual = np.full(space.systems, np.inf)
         self.broken = np.zeros(space.systems, bool)
-        self.log_norms = np.zeros(space.systems)
+        self.norms = LogProduct(space.systems)
         self.restarted = False
         norm = space.norms(start)
         self._next = self.frame.normalized(start, norm, norm == 0)
@@ -106,8 +107,7 @@ class Lanczos:
         small[:, k, :k] = column[:, :k].conj()
         self.small = small
         self.residual, self.broken = norm, broken
-        with np.errstate(divide="ignore"):
-            self.log_norms = self.log_norms + np.log(np.where(broken, 0.0, norm))
+        self.norms.multiply(np.where(broken, 0.0, norm))
         self._next = self.frame.normalized(rest, norm, broken & live)
         self._row = np.zeros((space.systems, k + 1), space.dtype)
         self._row[:, k] = np.where(broken, 0.0, norm)

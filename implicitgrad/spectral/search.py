@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from implicitgrad.backends import Array
-from implicitgrad.spectral.certify import random_start_shift
+from implicitgrad.spectral.certify import LogProduct, random_start_shift
 from implicitgrad.spectral.ritz import Ritz
 from implicitgrad.spectral.settings import Settings
 from implicitgrad.spectral.space import Host, Space
@@ -30,7 +30,7 @@ class Process(Protocol):
     """A factorization as the loop sees it; ``Lanczos`` and ``GolubKahan`` are the two."""
 
     residual: Host
-    log_norms: Host
+    norms: LogProduct
     broken: Host
     mismatch: Host
     directed: bool
@@ -192,14 +192,11 @@ class Search:
         theta, apart = ritz.values[:, 0], ritz.apart
         sign = 1.0 if self.which == "smallest" else -1.0
         theta = theta**2 if self.singular else theta
-        shift = random_start_shift(
-            np.concatenate([np.zeros((len(apart), 1)), apart], axis=1),
-            process.log_norms,
-            self.size,
-            self.space.is_complex,
-            self.settings.confidence,
-        )
-        self.chance_bound = np.where(self.live, sign * theta - shift, self.chance_bound)
+        logs, exponent = process.norms.scaled()
+        apart = np.ldexp(np.concatenate([np.zeros((len(apart), 1)), apart], axis=1), -exponent[:, None])
+        confidence = self.settings.confidence
+        shift = random_start_shift(apart, logs, self.size, self.space.is_complex, confidence)
+        self.chance_bound = np.where(self.live, sign * theta - np.ldexp(shift, exponent), self.chance_bound)
 
     def _patience(self, step: int, short: Host) -> int:
         """Return after how many steps to look again: an eighth of those made, or fewer if the end is near.
@@ -212,7 +209,7 @@ class Search:
         with np.errstate(all="ignore"):
             left = np.log(short) * (step - steps) / (np.log(before) - np.log(short))
         left = left[self.live & (left > 0)]  # NaN, where there is no rate yet, is not greater
-        return patience if not left.size else min(patience, max(1, int(0.7 * left.min())))
+        return int(min(patience, max(1.0, 0.7 * left.min()))) if left.size else patience
 
     def shortfall(self, value: Host, residual: Host, distance: Host, gap: Host) -> Host:
         """Return by which factor the residual has still to fall; at most one where the bound is met.

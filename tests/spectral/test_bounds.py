@@ -25,6 +25,13 @@ def test_neumann_error_is_below_the_bound_of_proposition_2(seed, terms):
     assert sharp <= safe * (1 + 1e-12)
 
 
+@pytest.mark.parametrize("terms", [0, 1, 7])
+def test_the_bound_is_attained_by_multiples_of_the_identity(terms):
+    """J = c I: the error is c^{K+1} / (1 - c), no more and no less."""
+    error = 1 / (1 - 0.5) - sum(0.5**t for t in range(terms + 1))
+    assert ig.neumann_error_bound(0.5, terms) == error
+
+
 @given(norm=st.floats(0.0, 0.999), error=st.floats(1e-12, 1e3), sigma=st.none() | st.floats(1e-3, 2.0))
 def test_the_terms_for_an_error_are_the_fewest(norm, error, sigma):
     terms = ig.neumann_terms(norm, error, sigma_min=sigma)

@@ -6,6 +6,9 @@ import pytest
 import implicitgrad as ig
 from implicitgrad import Status
 from implicitgrad.backends import backend_of
+from implicitgrad.spectral.search import Search
+from implicitgrad.spectral.settings import Settings
+from implicitgrad.spectral.space import Space
 from implicitgrad.testing import KINDS, assert_close, counted
 
 from .conftest import SYMMETRIC, make_case
@@ -228,3 +231,28 @@ def test_a_start_near_the_answer_saves_steps():
     warm = ig.smallest_eigenvalue(case.operator, start=near)
     assert warm.num_iters < cold.num_iters
     assert abs(warm.value - cold.value) <= 1e-6 * abs(cold.value)
+
+
+def test_a_residual_that_stands_still_is_looked_at_again_all_the_same():
+    """No rate, no foreseen end: an eighth of the steps made."""
+    space = Space("test", ig.DenseOperator(np.eye(50)))
+    settings = Settings("test", False, None, "residual", None, None, None, 0.999, "return")
+    search = Search(space, settings, "smallest")
+    search._begin(np.ones(1, bool))
+    assert search._patience(16, np.array([5.0])) == 2
+    assert search._patience(32, np.array([5.0])) == 4
+    assert search._patience(40, np.array([4.9])) == 5
+    assert search._patience(48, np.array([1.1])) == 1
+
+
+def test_a_torch_jacobian_of_a_batch_is_searched_sample_by_sample():
+    torch = pytest.importorskip("torch")
+    igt = pytest.importorskip("implicitgrad.torch")
+    W = torch.tensor(np.random.default_rng(0).standard_normal((20, 20)) * 0.15)
+    z = torch.zeros(3, 20, dtype=torch.float64) + torch.linspace(-1, 1, 3, dtype=torch.float64)[:, None]
+    J = igt.vjp_operator(lambda z: torch.tanh(z @ W.T), z, batch_ndim=1)
+    result = ig.smallest_singular_value(ig.identity_minus(J))
+    slope = 1 - torch.tanh(z @ W.T) ** 2
+    true = torch.linalg.svdvals(torch.eye(20, dtype=torch.float64) - slope[:, :, None] * W)[:, -1]
+    assert np.allclose(result.value, true.numpy(), rtol=1e-9)
+    assert isinstance(result.vector, torch.Tensor)

@@ -194,6 +194,19 @@ def test_the_second_pass_enters_the_coefficients():
     assert_close(np.array([np.linalg.norm(fresh)]), np.ones(1))
 
 
+def test_coefficients_are_those_of_the_vectors_as_they_are():
+    """A basis that has lost orthogonality: x = Q c + rest to rounding all the same, for the second pass is in c."""
+    space = Space("test", ig.DenseOperator(np.eye(6)))
+    frame = Frame(space, space.domain, 4)
+    skew = np.array([1e-5, np.sqrt(1 - 1e-10), 0, 0, 0, 0])
+    frame.append(np.eye(6)[0])
+    frame.append(skew)
+    x = np.array([3.0, -2.0, 1e-3, 0.0, 0.0, 0.0])
+    rest, coefficients, _, _ = frame.split(x)
+    assert_close(coefficients[0] @ np.stack([np.eye(6)[0], skew]) + rest, x)
+    assert abs(rest[0]) <= 1e-9
+
+
 def test_a_breakdown_goes_on_with_a_fresh_orthogonal_vector():
     """From an eigenvector, one step spans an invariant space; the next vector is random, and the rest of T follows."""
     A = np.diag([1.0, 2.0, 3.0, 4.0])
