@@ -536,7 +536,7 @@ def test_a_margin_moves_sigma_min_until_it_is_reached(method):
 def test_the_penalty_is_one_number_a_system_and_zero_beyond_the_margin():
     W, x, z = problem(6, (3,))
     values = lambda_min(tanh_map, z, W, x, batch_ndim=1)
-    margin = float(values.median())
+    margin = values.median().item()
     penalties = lambda_min_penalty(tanh_map, z, W, x, batch_ndim=1, margin=margin)
     torch.testing.assert_close(penalties, (margin - values).clamp(min=0))
     assert (penalties == 0).sum() >= 1
