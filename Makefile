@@ -41,8 +41,9 @@ lint: $(VENV)/.group-lint ## ruff check, ruff format --check, mypy, and the five
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.group-bench ## what a solve costs beyond its products, on one thread
+bench: $(VENV)/.group-bench ## what a backward pass costs beyond its products, and the memory it takes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_overhead.py $(BENCH_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_memory.py
 
 docs: $(VENV)/.group-docs ## the pages, in docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html

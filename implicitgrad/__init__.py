@@ -30,6 +30,7 @@ from implicitgrad.solvers import (
     Neumann,
     NormalEquations,
     Richardson,
+    RussianRoulette,
     Solution,
     Solver,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "NotConvergedError",
     "OperatorError",
     "Richardson",
+    "RussianRoulette",
     "SettingError",
     "SettingTypeError",
     "ShapeError",

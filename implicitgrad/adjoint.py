@@ -8,9 +8,10 @@ tangent ``z`` of ``b = dF/dw dw`` gives ``dh* = z``. One matvec of the adjoint s
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
-from implicitgrad.backends import Array
+from implicitgrad.backends import Array, opened
 from implicitgrad.errors import ConvergenceWarning, NotConvergedError, SettingTypeError
 from implicitgrad.operators import LinearOperator, identity_minus
 from implicitgrad.solvers.auto import Auto, fall_back
@@ -36,8 +37,9 @@ def adjoint_solve(
         First guess, such as the adjoint of the last training step. It never loosens or tightens the bound.
     on_failure : {"raise", "warn", "return"} or Solver
         What to do where a system does not converge: raise ``NotConvergedError``, warn with ``ConvergenceWarning`` and
-        return, return, or solve the failed systems again with another solver (and raise if that fails too). A fixed
-        budget that was spent as asked (``TRUNCATED``) is no failure.
+        return, return, or solve the failed systems again with another solver (and raise if that fails too). An
+        approximation that was asked for by name (``TRUNCATED``, ``SAMPLED``) is no failure; ``Solution.bias`` says what
+        it may be off by.
 
     Returns
     -------
@@ -152,6 +154,7 @@ def _solve(
     name: str, operator: LinearOperator, rhs: Array, solver: Solver | None, x0: Array | None, on_failure: Any
 ) -> Solution:
     check_policy(name, solver, on_failure)
+    given, rhs, x0 = rhs, opened(rhs), opened(x0)  # a DTensor is solved on its shards, and x is one again
     check_system(name, operator, rhs, x0, square=False)
     solver = Auto() if solver is None else solver
     if isinstance(on_failure, Solver):
@@ -159,5 +162,7 @@ def _solve(
         on_failure = "raise"
     else:
         solution = solver.solve(operator, rhs, x0)
+    if rhs is not given:
+        solution = replace(solution, x=solution.x.to_dtensor())
     report_failure(name, solution, on_failure, stacklevel=4)
     return solution

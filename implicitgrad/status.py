@@ -28,6 +28,10 @@ class Status(Enum):
         "The fixed budget of iterations (rtol = atol = 0) was spent, as asked; the residual was not measured, "
         "pass final_residual=True to have it."
     )
+    SAMPLED = (
+        "The series was cut at a random place and reweighted, as asked: x is one draw of an unbiased estimate, not a "
+        "solution; average draws, or raise continuation, for less noise."
+    )
     MAX_ITERS = "max_iters was reached before the bound: raise max_iters, loosen rtol, or choose another solver."
     STAGNATED = (
         "The residual stopped falling above the bound. At the floor of the float format nothing more can be had: "
@@ -56,6 +60,10 @@ class Status(Enum):
     ADJOINT_MISMATCH = (
         "<A p, r> and <p, A^T r> differ beyond rounding, so jvp and vjp are not of one matrix: run check_operator."
     )
+    COUPLED = (
+        "The residual of a system that was done has changed with the others, so the leading axes are no independent "
+        "systems: leave batch_ndim at 0, or let the map treat each sample by itself."
+    )
     OVERFLOW = "The solution is too large for its dtype: scale the right-hand side down, or use a wider dtype."
     NONFINITE_INPUT = "The right-hand side or x0 holds NaN or Inf: look at the loss and at the forward pass."
     NONFINITE_OPERATOR = "A product of the operator held NaN or Inf: look at the map and its derivative at this point."
@@ -71,5 +79,5 @@ class Status(Enum):
 
     @property
     def is_good(self) -> bool:
-        """True where the solve did what was asked: it converged, or spent the fixed budget it was given."""
-        return self in (Status.CONVERGED, Status.TRUNCATED)
+        """True where the solve did what was asked: it converged, or made the approximation that was named."""
+        return self in (Status.CONVERGED, Status.TRUNCATED, Status.SAMPLED)

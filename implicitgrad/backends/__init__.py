@@ -2,6 +2,6 @@
 
 from implicitgrad.backends.base import Array, Backend, DtypeFacts, Scalar
 from implicitgrad.backends.basis import Basis
-from implicitgrad.backends.registry import backend_of, backend_of_dtype
+from implicitgrad.backends.registry import backend_of, backend_of_dtype, opened
 
-__all__ = ["Array", "Backend", "Basis", "DtypeFacts", "Scalar", "backend_of", "backend_of_dtype"]
+__all__ = ["Array", "Backend", "Basis", "DtypeFacts", "Scalar", "backend_of", "backend_of_dtype", "opened"]

@@ -51,6 +51,7 @@ class Backend(ABC):
     """Arithmetic on the arrays of one library. Stateless; every method returns new arrays and writes into none."""
 
     name: str
+    advice: str = "Convert it first, for example with numpy.asarray(x, dtype=float)."  # to whom is_array has said no
 
     # -- what an array is ------------------------------------------------------------------------------------------
     @abstractmethod
@@ -184,6 +185,14 @@ class Backend(ABC):
     @abstractmethod
     def row_products(self, rows: Array, x: Array) -> Array:
         """Return ``rows[i]^H x`` of each row, ``(..., k)``."""
+
+    def block_products(self, blocks: list[Array], x: Array) -> list[Array]:
+        """Return ``row_products`` of several sets of rows, which backends that communicate can do in one reduction."""
+        return [self.row_products(rows, x) for rows in blocks]
+
+    def coefficients(self, values: np.ndarray[Any, Any], like: Array) -> Array:
+        """Return host numbers ``(..., k)``, one a row, as ``subtract_rows`` takes them for vectors like ``like``."""
+        return self.from_numpy(values, like)
 
     @abstractmethod
     def subtract_rows(self, x: Array, coefficients: Array, rows: Array) -> Array:

@@ -62,7 +62,7 @@ class Basis:
             coefficients = backend.row_products(rows[0], x)
             return backend.subtract_rows(x, coefficients, rows[0]), backend.to_host_list(coefficients)
         # All products before the first subtraction: one reduction over processes, and the classical process proper.
-        parts = [backend.row_products(block, x) for block in rows]
+        parts = backend.block_products(rows, x)
         for coefficients, block in zip(parts, rows, strict=True):
             x = backend.subtract_rows(x, coefficients, block)
         hosted = [backend.to_host_list(part) for part in parts]
@@ -75,7 +75,7 @@ class Basis:
             part = -coefficients[..., done : done + size]
             if part.shape[-1]:
                 rows = self._backend.first_rows(block, part.shape[-1])
-                x = self._backend.subtract_rows(x, self._backend.from_numpy(part, self._like), rows)
+                x = self._backend.subtract_rows(x, self._backend.coefficients(part, self._like), rows)
             done += size
         return x
 

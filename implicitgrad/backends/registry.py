@@ -2,6 +2,9 @@
 
 Whoever holds a tensor has its library loaded, so nothing is ever imported on a guess. An array of a library that is
 not named here is served through array-api-compat if it speaks the array API standard.
+
+A DTensor is a torch.Tensor that answers ``.item()`` with this rank's part of a sum, and says nothing. No backend takes
+it: ``opened`` makes it a ``Sharded`` where a solve begins.
 """
 
 from __future__ import annotations
@@ -14,9 +17,12 @@ from typing import Any
 from implicitgrad.backends.base import Backend
 from implicitgrad.errors import BackendError
 
-__all__ = ["backend_of", "backend_of_dtype"]
+__all__ = ["backend_of", "backend_of_dtype", "opened"]
 
+_DTENSOR = "torch.distributed.tensor"
 _BACKEND_MODULES = {
+    "implicitgrad.backends.sharded.array": "implicitgrad.backends.sharded",
+    _DTENSOR: "implicitgrad.backends.sharded",  # which refuses it in words
     "numpy": "implicitgrad.backends.numpy",
     "torch": "implicitgrad.backends.torch",
     "array_api_strict": "implicitgrad.backends.array_api",
@@ -31,7 +37,8 @@ _BACKEND_MODULES = {
 def _backend_of_type(kind: Hashable) -> Backend | None:
     assert isinstance(kind, type)  # Hashable above is what the cache asks for
     for cls in kind.__mro__:
-        if module := _BACKEND_MODULES.get(cls.__module__.partition(".")[0]):
+        names = (cls.__module__, cls.__module__.partition(".")[0])
+        if module := next(filter(None, map(_BACKEND_MODULES.get, names)), None):
             backend: Backend = import_module(module).BACKEND
             return backend
     if hasattr(kind, "__array_namespace__"):
@@ -66,9 +73,16 @@ def backend_of(x: Any, name: str = "backend_of") -> Backend:
     if backend is None or not backend.is_array(x):
         raise BackendError(
             f"{name}: got an object of type {type(x).__qualname__}, expected an array of NumPy, torch or another "
-            "array-API library. Convert it first, for example with numpy.asarray(x, dtype=float)."
+            f"array-API library. {Backend.advice if backend is None else backend.advice}"
         )
     return backend
+
+
+def opened(x: Any) -> Any:
+    """Return a DTensor as the ``Sharded`` of its local shards; anything else as it is."""
+    if any(cls.__module__ == _DTENSOR for cls in type(x).__mro__):
+        return import_module("implicitgrad.backends.sharded").Sharded(x)
+    return x
 
 
 def backend_of_dtype(dtype: Any) -> Backend:

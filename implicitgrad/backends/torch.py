@@ -39,10 +39,11 @@ class TorchBackend(Backend):
             return value
         products = torch.linalg.vecdot(x, y)
         if x.dtype in _DOUBLE:
-            size = abs(products.cpu().numpy())
-            if not (size.min(initial=1.0) > _TINY and size.max(initial=1.0) < _HUGE):
-                products = torch.linalg.vecdot(x.to(_DOUBLE[x.dtype]), y.to(_DOUBLE[x.dtype]))
-            products = products.to(_DOUBLE[x.dtype])
+            size, products = abs(products.cpu().numpy()), products.to(_DOUBLE[x.dtype])
+            doubtful = ~((size > _TINY) & (size < _HUGE))
+            if doubtful.any():  # those systems alone: one that has ended is zero, and would have the whole batch copied
+                rows = torch.as_tensor(doubtful, device=x.device)
+                products[rows] = torch.linalg.vecdot(x[rows].to(products.dtype), y[rows].to(products.dtype))
         return products.unsqueeze(-1)
 
     def squared_norm(self, x: Array) -> Scalar:

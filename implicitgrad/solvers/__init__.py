@@ -11,6 +11,7 @@ from implicitgrad.solvers.minres import MINRES
 from implicitgrad.solvers.neumann import Neumann
 from implicitgrad.solvers.normal import NormalEquations
 from implicitgrad.solvers.richardson import Richardson
+from implicitgrad.solvers.roulette import RussianRoulette
 
 __all__ = [
     "CG",
@@ -23,6 +24,7 @@ __all__ = [
     "Neumann",
     "NormalEquations",
     "Richardson",
+    "RussianRoulette",
     "Solution",
     "Solver",
 ]

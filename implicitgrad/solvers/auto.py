@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from implicitgrad.backends import Array, backend_of
 from implicitgrad.operators import LinearOperator
-from implicitgrad.solvers.base import Attempt, Solution, Solver, check_settings, check_system, default_max_iters
+from implicitgrad.solvers.base import Attempt, Solution, Solver, check_settings, check_system, default_max_iters, timed
 from implicitgrad.solvers.bicgstab import BiCGSTAB
 from implicitgrad.solvers.dense import Dense
 from implicitgrad.solvers.gmres import GMRES
@@ -22,8 +23,15 @@ __all__ = ["Auto", "fall_back"]
 
 _SMALL = 256  # up to here the n products of a dense solve are no more than a hard Krylov solve takes anyway
 _ROOMY = 64  # most adjoint solves end within so many steps, so that a restart of this length is seldom met
-# Nothing else would do better: the data is bad, the format has no more digits, or x minimizes the residual.
-_FINAL = (Status.NONFINITE_INPUT, Status.NONFINITE_OPERATOR, Status.STAGNATED, Status.LEAST_SQUARES)
+# Nothing else would do better: the data is bad, the format has no more digits, x minimizes the residual, or the batch
+# is none.
+_FINAL = (
+    Status.NONFINITE_INPUT,
+    Status.NONFINITE_OPERATOR,
+    Status.STAGNATED,
+    Status.LEAST_SQUARES,
+    Status.COUPLED,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +106,7 @@ class Auto(Solver):
         return [GMRES(**settings), *lsmr, *dense]
 
 
+@timed
 def fall_back(
     solvers: Iterable[Solver], operator: LinearOperator, rhs: Array, x0: Array | None = None, stop: Any = _FINAL
 ) -> Solution:
@@ -134,7 +143,12 @@ def fall_back(
 
 def _attempt(solution: Solution) -> Attempt:
     return Attempt(
-        solution.solver, solution.status, solution.residual_norm, solution.num_matvecs, solution.num_rmatvecs
+        solution.solver,
+        solution.status,
+        solution.residual_norm,
+        solution.num_matvecs,
+        solution.num_rmatvecs,
+        solution.seconds,
     )
 
 
@@ -167,7 +181,15 @@ def _merge(first: Solution, second: Solution, failed: Any) -> Solution:
         num_iters=first.num_iters + np.where(failed, second.num_iters, 0),
         history=np.concatenate([first.history, second.history]),
         solver=f"{first.solver}, {second.solver}" if better.any() else first.solver,
+        bias=_merged_bias(first.bias, second.bias, better),
     )
+
+
+def _merged_bias(first: Any, second: Any, better: Any) -> Any:
+    """Take each system's bias from the solver that it has its answer from; NaN where that gave none."""
+    if first is None and second is None:
+        return None
+    return np.where(better, *(math.nan if bias is None else bias for bias in (second, first)))
 
 
 def _bytes(name: str) -> int:

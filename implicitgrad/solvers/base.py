@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from functools import wraps
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,7 @@ class Attempt:
     residual_norm: Any
     num_matvecs: int
     num_rmatvecs: int
+    seconds: float = math.nan
 
 
 @dataclass(frozen=True, repr=False)
@@ -62,10 +65,22 @@ class Solution:
     attempts : tuple of Attempt
         What ``Auto`` and fallbacks tried, in order; empty for a single solver.
     seconds : float
-        Wall time of the solve, the operator's products included; NaN where it was not taken.
+        Wall time of the solve, the operator's products and every attempt included; NaN where it was not taken. On a
+        device it ends with the last number that came to the host, not with the last vector.
     bias : float or None (*)
-        For an approximation that was asked for by name (``TRUNCATED``): an estimate of ``norm(x* - x)``, in the unit of
-        ``x``, from the decay of the last terms. None where none can be had.
+        For an approximation that was asked for by name: an estimate of ``norm(x* - x)``, in the unit of ``x``. None
+        where none can be had: for a system that was solved, for Krylov methods, whose residuals have no rate to go by
+        (``final_residual=True`` and ``error_bound`` are for them), and for a single term, whose decay was not seen.
+
+        ``TRUNCATED`` by ``Neumann`` or ``Richardson``: the geometric tail ``next / (1 - ratio)`` of the last two terms,
+        or of the last term and the residual where that was measured; it costs no product. Infinite where the terms
+        grow. For a normal ``I - A`` of spectral radius ``rho`` it is at most ``(1 + rho) / (1 - rho)`` times the true
+        value, by alternating terms, and from five products on rarely below a third of it, by a slow part that the
+        terms do not show yet. For a non-normal one it misleads while the powers of ``I - A`` still grow, or
+        fall faster than they will in the end. It is an estimate, no bound.
+
+        ``SAMPLED``: 0, for the mean of many draws is the solution; infinite where the terms of this draw grew in the
+        end, for then there may be no mean. What one draw is off by is noise: take the standard error over draws.
     trajectory : tuple of array
         The points at which a forward solver has evaluated its map, where that was asked for; else empty.
     """
@@ -93,7 +108,7 @@ class Solution:
 
     @property
     def is_good(self) -> bool:
-        """Whether every system did what was asked: converged, or spent the fixed budget it was given."""
+        """Whether every system did what was asked: converged, or made the approximation that was named."""
         if isinstance(self.status, Status):
             return self.status.is_good
         return all(status.is_good for status in self.status.ravel())
@@ -135,23 +150,22 @@ class Solution:
 
     @property
     def message(self) -> str:
-        """One paragraph: who stopped, after how many products, at which residual, and what to try."""
+        """One paragraph: who stopped, after how many products, at which residual or bias, and what to try."""
         statuses = np.asarray(self.status, dtype=object)
         products = f"{self.num_matvecs} matvecs"
         if self.num_rmatvecs:
             products += f" and {self.num_rmatvecs} rmatvecs"
         if isinstance(self.status, Status):
             where = "" if self.residual_norm is None else _where(self.relative_residual, self.bound, self.rhs_norm)
-            return f"{self.solver} stopped after {products}{where}: {self.status.name}. {self.status.sentence}"
+            bias = _off_by(self.bias, self.status)
+            return f"{self.solver} stopped after {products}{where}: {self.status.name}{bias}. {self.status.sentence}"
         lines = []
         for status in sorted(set(statuses.ravel()), key=lambda s: s.name):
             mask = statuses == status
-            worst = (
-                ""
-                if self.residual_norm is None
-                else f", worst relative residual {self.relative_residual[mask].max():.1e}"
-            )
-            lines.append(f"{int(mask.sum())} of {mask.size} systems: {status.name}{worst}. {status.sentence}")
+            worst = math.nan if self.residual_norm is None else float(np.max(self.relative_residual[mask]))
+            where = "" if math.isnan(worst) else f", worst relative residual {worst:.1e}"
+            bias = "" if self.bias is None else _off_by(float(np.max(np.asarray(self.bias)[mask])), status)
+            lines.append(f"{int(mask.sum())} of {mask.size} systems: {status.name}{where}{bias}. {status.sentence}")
         return f"{self.solver} stopped after {products}. " + " ".join(lines)
 
     def __repr__(self) -> str:
@@ -164,6 +178,31 @@ def _where(relative: float, bound: float, rhs_norm: float) -> str:
     return f" at relative residual {relative:.1e}, expected {expected:.1e}"
 
 
+def _off_by(bias: float | None, status: Status) -> str:
+    """Say the bias of an approximation in the message, where there is one to say."""
+    if bias is None or math.isnan(bias):
+        return ""
+    if bias == math.inf:
+        return ", bias unbounded, for the terms grow"
+    if status is not Status.TRUNCATED:
+        return ""
+    return f", norm(x* - x) about {bias:.1e}"
+
+
+def timed(solve: Callable[..., Solution]) -> Callable[..., Solution]:
+    """Return ``solve`` with its wall time in the ``Solution``: of nested solves, the outer one has the last word."""
+
+    @wraps(solve)
+    def measured(*args: Any, **kwargs: Any) -> Solution:
+        start = perf_counter()
+        solution = solve(*args, **kwargs)
+        # In place, though it is frozen: it was made a moment ago, and replace() takes ten times as long.
+        object.__setattr__(solution, "seconds", perf_counter() - start)
+        return solution
+
+    return measured
+
+
 class Solver(ABC):
     """The interface of a solver: settings in its fields, the problem in the call.
 
@@ -174,6 +213,12 @@ class Solver(ABC):
         """Refuse unknown settings in words; the generated ``__init__`` would not say which ones there are."""
         refuse_unknown(cls.__name__, [f.name for f in fields(cls)], kwargs)  # type: ignore[arg-type]
         return super().__new__(cls)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Time every ``solve``: here for all solvers, those of users among them, so that none can forget it."""
+        super().__init_subclass__(**kwargs)
+        if "solve" in cls.__dict__:
+            cls.solve = timed(cls.solve)  # type: ignore[method-assign]
 
     @property
     def name(self) -> str:
@@ -244,17 +289,20 @@ def check_settings(solver: Any) -> None:
                 raise SettingTypeError(f"{name}: got {entry.name}={value!r}, expected a finite number >= 0.")
             if not 0 <= value < math.inf:
                 raise SettingError(f"{name}: got {entry.name}={value!r}, expected a finite number >= 0.")
+            if entry.name == "damping" and value >= 1:
+                raise SettingError(f"{name}: got damping={value!r}, expected a number in [0, 1); 1 would stand still.")
         elif entry.name == "final_residual":
             if not isinstance(value, bool):
                 raise SettingTypeError(f"{name}: got final_residual={value!r}, expected True or False.")
-        elif entry.name in ("max_iters", "restart", "memory", "m"):
-            least = 0 if entry.name == "max_iters" else 1
-            if value is None:
+        elif entry.name in ("max_iters", "min_iters", "restart", "memory", "m"):
+            least = 0 if entry.name in ("max_iters", "min_iters") else 1
+            if value is None and entry.name != "min_iters":
                 continue
+            wanted = f"an integer >= {least}" + ("" if entry.name == "min_iters" else " or None")
             if isinstance(value, bool) or not isinstance(value, int | np.integer):
-                raise SettingTypeError(f"{name}: got {entry.name}={value!r}, expected an integer >= {least} or None.")
+                raise SettingTypeError(f"{name}: got {entry.name}={value!r}, expected {wanted}.")
             if value < least:
-                raise SettingError(f"{name}: got {entry.name}={value!r}, expected an integer >= {least} or None.")
+                raise SettingError(f"{name}: got {entry.name}={value!r}, expected {wanted}.")
 
 
 def check_system(name: str, operator: Any, rhs: Any, x0: Any, square: bool = True) -> None:

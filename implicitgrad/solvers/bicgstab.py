@@ -70,11 +70,13 @@ class BiCGSTAB(IterativeSolver):
             v = system.matvec(p)
             alpha = backend.quotient(rho, backend.inner(shadow, v))
             s = backend.axpy(-alpha, v, r)
+            del r
             t = system.matvec(s)
             t_s, t_t = backend.inner(t, s), backend.squared_norm(t)
             omega = backend.quotient(t_s, t_t)
             x = backend.axpy(omega, s, backend.axpy(alpha, p, x))
             r = backend.axpy(-omega, t, s)
+            del s, t
             rho, before = backend.inner(shadow, r), rho
             size = backend.norm(r)
             # size stands for norm(s) in the second test: where omega is lost, r is s.
@@ -84,3 +86,4 @@ class BiCGSTAB(IterativeSolver):
                 system.break_down(lost, Status.BREAKDOWN)
             beta = backend.quotient(rho, before) * backend.quotient(alpha, omega)
             p = backend.axpy(beta, backend.axpy(-omega, v, p), r)
+            del v

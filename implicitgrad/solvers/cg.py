@@ -79,8 +79,9 @@ class CG(IterativeSolver):
             if any_true(flat := system.among_live(rayleigh <= eps * theta)):
                 system.break_down(flat, Status.INDEFINITE)
                 alpha = system.without(flat, alpha)
-            x = backend.axpy(alpha, p, x)
             r = backend.axpy(-alpha, q, r)
+            del q  # before x, whose old value the driver still holds
+            x = backend.axpy(alpha, p, x)
             rho, before = backend.squared_norm(r), rho
             beta = backend.quotient(rho, before)
             p = backend.axpy(beta, p, r)

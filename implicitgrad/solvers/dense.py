@@ -90,7 +90,7 @@ def _matrix(system: System) -> tuple[Any, Any]:
     for j in range(n):
         unit = np.zeros_like(host)
         unit[..., j] = 1
-        columns.append(backend.to_numpy(system.matvec(backend.from_numpy(unit, system.rhs))).astype(dtype))
+        columns.append(backend.to_numpy(system.matvec(backend.from_numpy(unit, system.given))).astype(dtype))
     matrix = np.stack(columns, axis=-1)
     finite = np.isfinite(matrix).all(axis=(-2, -1))
     matrix = np.where(finite[..., None, None], matrix, 0)

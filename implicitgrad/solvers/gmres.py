@@ -82,9 +82,10 @@ class GMRES(IterativeSolver):
         backend, eps = system.backend, system.eps
         operator, alpha, beta = split_shift(system.operator)
         most = default_max_iters(operator.shape[1]) if self.max_iters is None else int(self.max_iters)
-        basis = Basis(backend, r, 1 + min(most, self.restart or most))
+        basis = Basis(backend, system.given, 1 + min(most, self.restart or most))
         r_norm = backend.norm(r)
         q = backend.times(backend.quotient(1.0, r_norm), r)
+        del r
         small = _Hessenberg(backend.to_host(r_norm), system.operator_norm, alpha, beta, system.batch)
 
         def iterate() -> Array:
@@ -113,7 +114,8 @@ class GMRES(IterativeSolver):
             system.operator_norm = small.norm
             if any_true(singular):
                 system.break_down(singular, Status.SINGULAR)
-            q = backend.times(backend.quotient(1.0, backend.from_host(left, r)), w)
+            q = backend.times(backend.quotient(1.0, backend.from_host(left, w)), w)
+            del w
 
 
 class _Hessenberg:

@@ -46,6 +46,7 @@ class IterativeSolver(Solver):
     stationary: ClassVar[bool] = False  # x <- (I - A) x + b: its first iterate is b, not 0, and max_iters=0 is a budget
 
     measures_minimum: ClassVar[bool] = False  # LEAST_SQUARES is a guess of the recurrence, to be checked with a product
+    outcome: ClassVar[Status] = Status.TRUNCATED  # what it is called that a fixed budget was spent as asked
 
     @abstractmethod
     def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Any, Any]]:
@@ -57,6 +58,17 @@ class IterativeSolver(Solver):
 
     def cycle_length(self) -> int | None:
         """Return after how many steps a cycle ends of itself; None for never."""
+        return None
+
+    def budget(self, size: int, batch: tuple[int, ...]) -> Any:
+        """Return the most steps: one number, or an array ``(...)`` with one for each system of a batch."""
+        return default_max_iters(size, self.stationary) if self.max_iters is None else int(self.max_iters)
+
+    def bias(self, system: System, residual_norm: Any) -> Any:
+        """Return an estimate of ``norm(x* - x)`` after a fixed budget, in the scale of ``system``; None for none.
+
+        ``residual_norm`` is the measured one, None where it was not measured.
+        """
         return None
 
     def solve(self, operator: LinearOperator, rhs: Array, x0: Array | None = None) -> Solution:
@@ -81,8 +93,7 @@ class _Run:
     def __init__(self, method: IterativeSolver, operator: LinearOperator, rhs: Array, x0: Array | None) -> None:
         self.method = method
         self.system = system = System(operator, rhs, method.rtol, method.atol, method.max_iters)
-        most = method.max_iters
-        self.max_iters = default_max_iters(operator.shape[1], method.stationary) if most is None else int(most)
+        self.max_iters: Any = method.budget(operator.shape[1], system.batch)
         self.fixed = system.fixed_budget or (method.stationary and self.max_iters == 0)
         self.nothing: Any = None if system.single else np.full(system.batch, None, dtype=object)
         self.zeros: Any = 0 if system.single else np.zeros(system.batch, dtype=int)
@@ -94,16 +105,16 @@ class _Run:
         self._close(self.open & (system.rhs_norm == 0), Status.CONVERGED)  # b = 0 has the answer 0, whatever A is
 
         self.x: Array | None = None  # where the next cycle starts, None for zero; r is its true residual
-        # A copy: b itself, by which the residual is measured, is never lent to the operator.
-        self.r, self.r_norm = system.backend.copy(system.rhs), system.rhs_norm
+        self.r: Array | None = system.first_residual()
+        self.r_norm = system.rhs_norm
         self.best: Array | None = None  # the best iterate whose residual was measured, None for zero
         self.best_norm = pick(self.open, math.inf, self.r_norm) if method.stationary else self.r_norm
         self.measured = True
 
         if x0 is not None and any_true(self.open):
             self._start_at(x0)
-        if self.max_iters == 0 and not method.stationary:
-            self._close(self.open, Status.TRUNCATED if self.fixed else Status.MAX_ITERS)
+        if not method.stationary and self.max_iters == 0:
+            self._close(self.open, method.outcome if self.fixed else Status.MAX_ITERS)
         while any_true(self.open):
             self._conclude(*self._cycle())
 
@@ -112,7 +123,7 @@ class _Run:
         system, backend = self.system, self.system.backend
         x0 = backend.stop_gradient(x0)
         if system.half:
-            x0 = backend.astype(x0, system.rhs.dtype)
+            x0 = backend.astype(x0, system.given.dtype)
         self._close(self.open & negate(finite(backend.max_abs(x0))), Status.NONFINITE_INPUT)
         if any_true(self.open):
             self._measure(backend.times_power_of_two(system.keep(self.open, x0), -system.exponent))
@@ -142,6 +153,27 @@ class _Run:
         better = self.open & (self.r_norm < (math.inf if self.fixed else self.best_norm))
         self._replace(better, x)
         self.best_norm = pick(better, self.r_norm, self.best_norm)
+        if not system.single:
+            self._see_coupling(x)
+
+    def _see_coupling(self, x: Array) -> None:
+        """Find the systems that were done and are not any more: their residual has changed with their neighbours' x.
+
+        The residual of a system of its own stays what it was, zero where ``b = 0``. Rows that belong together, such as
+        the nodes of a graph, end up here when they are handed over as a batch.
+        """
+        system = self.system
+        moved = negate(self.open) & (self.status == Status.CONVERGED) & (self.r_norm > 2 * system.threshold)
+        if any_true(moved):
+            size = system.rhs_norm + system.operator_norm * system.backend.host_norm(x)
+            moved = moved & (self.r_norm > 8 * system.eps * size)
+            self.status = pick(moved, Status.COUPLED, self.status)
+            self.best_norm = pick(moved, self.r_norm, self.best_norm)
+
+    def _handed_over(self) -> tuple[Array | None, Array]:
+        """Return the start of a cycle and its residual, and forget them: a vector held here is one that nobody uses."""
+        x, r, self.x, self.r = self.x, self.r, None, None
+        return x, (r if all_true(self.open) else self.system.keep(self.open, r))
 
     def _cycle(self) -> tuple[Array, _Cycle]:
         """Run the method from ``(x, r)`` until every open system has left it; return its best iterates."""
@@ -150,9 +182,9 @@ class _Run:
         system.live, system.parking, system.broken = self.open, None, None
         started_from = pick(self.open, self.r_norm, 0.0)
         cycle = _Cycle(self.nothing, self.zeros, started_from, started_from)
-        remaining = pick(self.open, self.max_iters - self.iters, self.max_iters)
-        last, length = int(remaining) if single else int(remaining.min()), method.cycle_length()
-        last = last if length is None else min(last, length)
+        length = method.cycle_length()
+        remaining = self.max_iters - self.iters
+        last = self._last_step(remaining, length)
 
         # Growth by 1/eps leaves no correct digit in x. With a fixed budget only NaN and Inf end a system early.
         # Below eps norm(b) a recurrence goes on falling, and the residual of x does not.
@@ -163,9 +195,8 @@ class _Run:
         best: Any = self.x
         best_norm = pick(self.open, math.inf, math.inf)
         poisoned = False
-        r = self.r if all_true(self.open) else system.keep(self.open, self.r)
 
-        for step, (norms, iterate) in enumerate(method.iterations(system, self.x, r)):
+        for step, (norms, iterate) in enumerate(method.iterations(system, *self._handed_over())):
             history.append(norms if single else np.where(system.live, norms, np.nan))
             better = norms < (math.inf if self.fixed else best_norm)
             if single:
@@ -186,7 +217,7 @@ class _Run:
             if step < last and system.broken is None and all_true(norms > limit) and all_true(norms < ceiling):
                 continue
 
-            gone = self._leave(cycle, step, last, remaining, norms, limit, ceiling)
+            gone = self._leave(cycle, step, remaining, length, norms, limit, ceiling)
             system.live = system.live & negate(gone)
             if not any_true(system.live):
                 break
@@ -195,16 +226,25 @@ class _Run:
                 poisoned = poisoned or any_true(cycle.reason == Status.NONFINITE_OPERATOR)
                 limit = pick(system.live, limit, -1.0)
                 ceiling = pick(system.live, ceiling, math.inf)
+                last = self._last_step(remaining, length)
         self.iters = self.iters + cycle.steps
         best = best() if callable(best) else best
         return (system.zero() if best is None else best), cycle
 
-    def _leave(self, cycle: _Cycle, step: int, last: int, remaining: Any, norms: Any, limit: Any, ceiling: Any) -> Any:
+    def _last_step(self, remaining: Any, length: int | None) -> int:
+        """Return the step at which the first of the live systems has spent its budget, or the cycle ends."""
+        last = int(remaining) if self.system.single else int(remaining[self.system.live].min())
+        return last if length is None else min(last, length)
+
+    def _leave(
+        self, cycle: _Cycle, step: int, remaining: Any, length: int | None, norms: Any, limit: Any, ceiling: Any
+    ) -> Any:
         """Write down which of the live systems end here and why; return them as a host mask."""
         system = self.system
         live, reason = system.live, self.nothing
-        if step >= last:
-            reason = pick(live, pick(step >= remaining, _BUDGET, _RESTART), reason)
+        if length is not None and step >= length:
+            reason = pick(live, _RESTART, reason)
+        reason = pick(live & (step >= remaining), _BUDGET, reason)
         reason = pick(live & negate(norms < ceiling), Status.DIVERGED, reason)
         if system.broken is not None:
             where, status = system.broken
@@ -246,7 +286,7 @@ class _Run:
         for status in Status:
             self._close(self.open & (cycle.reason == status) & negate(gained), status)
         if self.fixed:
-            self._close(self.open & negate(again), Status.TRUNCATED)
+            self._close(self.open & negate(again), method.outcome)
             return
         self._close(self.open & negate(finite(self.r_norm)), Status.NONFINITE_OPERATOR)
         if not any_true(self.open):
@@ -278,6 +318,10 @@ class _Run:
         status = self.status
         if system.rescaled:
             status = pick(finite(system.backend.max_abs(x)), status, Status.OVERFLOW)
+        bias = self.method.bias(system, best_norm if self.measured else None) if self.fixed else None
+        if bias is not None:  # x = 0 for b = 0 is exact; where the solve failed there is no approximation to judge
+            exact = pick(self.status == Status.CONVERGED, 0.0, math.nan)
+            bias = pick(self.status == self.method.outcome, bias, exact)
         return Solution(
             x=x,
             status=status,
@@ -289,4 +333,5 @@ class _Run:
             num_rmatvecs=system.num_rmatvecs,
             history=np.ldexp(history, exponent),
             solver=self.method.name,
+            bias=None if bias is None else ldexp(bias, exponent),
         )

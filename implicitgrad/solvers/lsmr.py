@@ -69,6 +69,7 @@ class LSMR(IterativeSolver):
         hbar = system.zero()
         beta = norm_r = backend.norm(r)
         u = backend.times(backend.quotient(1.0, beta), r)
+        del r
         v = system.rmatvec(u)
         alpha = backend.norm(v)
         v = backend.times(backend.quotient(1.0, alpha), v)
@@ -93,6 +94,7 @@ class LSMR(IterativeSolver):
                 system.break_down(wrong, Status.ADJOINT_MISMATCH)
             first = False
             u = backend.axpy(-alpha, u, w)
+            del w
             beta = backend.norm(u)
             u = backend.times(backend.quotient(1.0, beta), u)
             column = backend.to_host((alpha * alpha + beta * beta) ** 0.5)

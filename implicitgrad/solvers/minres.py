@@ -69,6 +69,7 @@ class MINRES(IterativeSolver):
         v_old = w = w_old = system.zero()
         beta = phibar = backend.norm(r)
         v = backend.times(backend.quotient(1.0, beta), r)
+        del r
         beta = beta * 0.0  # the first step has no old vector to subtract
         delta_bar = epsilon = sn = beta
         cs = beta - 1.0
@@ -110,5 +111,7 @@ class MINRES(IterativeSolver):
             w_new = backend.axpy(-epsilon_old, w_old, v)
             w_new = backend.times(backend.quotient(1.0, gamma), backend.axpy(-delta, w, w_new))
             w_old, w = w, w_new
+            del w_new
             x = backend.axpy(phi, w, x)
             v_old, v = v, backend.times(backend.quotient(1.0, beta), y)
+            del y

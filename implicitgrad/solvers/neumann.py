@@ -15,6 +15,7 @@ from implicitgrad.operators import identity_minus
 from implicitgrad.solvers.base import check_settings
 from implicitgrad.solvers.iteration import IterativeSolver
 from implicitgrad.solvers.system import System
+from implicitgrad.solvers.tail import geometric_tail
 from implicitgrad.status import Status
 
 __all__ = ["Neumann"]
@@ -26,7 +27,8 @@ _PATIENCE = 5  # growing terms in a row before growth counts: a non-normal I - A
 class Neumann(IterativeSolver):
     """Truncated Neumann series for ``A x = b``: ``x_K = sum_{t=0..K} (I - A)^t b``.
 
-    For ``A = (I - J)^H`` this is the paper's K-step Neumann-RBP, ``sum_t (J^H)^t g``.
+    For ``A = (I - J)^H`` this is the paper's K-step Neumann-RBP, ``sum_t (J^H)^t g``. With ``damping = 1 - s`` it is
+    the damped series ``x_K = s sum_{t=0..K} (I - s A)^t b``, which for a fixed budget is a phantom gradient.
 
     Parameters
     ----------
@@ -40,14 +42,22 @@ class Neumann(IterativeSolver):
         None: 1000.
     final_residual : bool
         With a fixed budget, spend one product more to measure the residual.
+    damping : float
+        ``1 - s``, the part of the old iterate that a step keeps, in ``[0, 1)``; the meaning it has for ``Picard``.
 
     Notes
     -----
-    Converges when the spectral radius of ``I - A`` is below one (Saad, Iterative Methods for Sparse Linear Systems,
-    2nd ed., sec. 4.2.1), by that factor a step. ``b - A x_K = (I - A)^(K+1) b`` (Liao et al. 2018, eq. 7 of the
-    appendix). Cost: one product, one addition and one norm a term; two vectors. The check of ``x_K`` costs nothing
-    extra where it fails, for the recomputed residual is the next term. ``DIVERGED`` is said when five terms in a row
-    have grown and their rounding alone exceeds the bound.
+    Converges when the spectral radius of ``I - s A`` is below one (Saad, Iterative Methods for Sparse Linear Systems,
+    2nd ed., sec. 4.2.1), by that factor a step; ``s = 1`` without damping. ``b - A x_K = (I - s A)^(K+1) b`` (Liao et
+    al. 2018, eq. 7 of the appendix). Cost: one product, one addition and one norm a term; two vectors. The check of
+    ``x_K`` costs nothing extra where it fails, for the recomputed residual is the next term. ``DIVERGED`` is said when
+    five terms in a row have grown and their rounding alone exceeds the bound. With a fixed budget ``Solution.bias``
+    estimates what was cut off.
+
+    *Damping.* ``K`` products are the gradient of ``K + 1`` unrolled steps ``h <- (1 - s) h + s F(h, w)`` from the fixed
+    point: the unrolling-based phantom gradient of Geng et al. 2021, "On training implicit models", NeurIPS, whose
+    ``k = K + 1`` and ``lambda = s``. So ``max_iters=0`` is ``s`` times the one-step gradient. For real eigenvalues
+    ``mu < 1`` of ``J`` any ``s < 2 / (1 - min mu)`` converges, left of -1 too; an eigenvalue beyond 1 no damping mends.
 
     Examples
     --------
@@ -63,28 +73,45 @@ class Neumann(IterativeSolver):
     atol: float = 0.0
     max_iters: int | None = None
     final_residual: bool = False
+    damping: float = 0.0
 
     stationary: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_settings(self)
 
+    def bias(self, system: System, residual_norm: Any) -> Any:
+        """Return the geometric tail of the terms."""
+        return geometric_tail(system.tail, residual_norm, 1.0 - self.damping)
+
     def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Any, Any]]:
-        """Add the terms that follow ``x``; the residual of a sum is its next term."""
-        backend = system.backend
+        """Add the terms that follow ``x``; the residual of a sum is its next term, before the factor ``step``."""
+        backend, damping = system.backend, float(self.damping)
+        step = 1.0 - damping
         contraction = identity_minus(system.operator)  # J^H itself where A = (I - J)^H: no subtraction to undo
-        x, term = (r if x is None else x + r), r
+        term, part = r, (step * r if damping else r)
+        x = part if x is None else x + part
+        del r, part
         size, ratio = backend.host_norm(term), 1.0
+        system.tail = size, None
         growing = 0
         while True:
             # The next term is not known before it is paid for; by the last ratio it will be about this large.
             yield size * ratio, x
             x, term = system.park(x, term)
             system.num_matvecs += 1
-            term = contraction.apply(term)
-            x = x + term
+            if damping:
+                image = step * contraction.apply(term)
+                term = damping * term  # in steps of its own: each frees what the one before has used up
+                term = term + image
+                del image
+                x = x + step * term
+            else:
+                term = contraction.apply(term)
+                x = x + term
             before, size = size, backend.host_norm(term)
             ratio = quotient(size, before)
+            system.tail = size, ratio
             if any_true(grows := ratio > 1):
                 growing = (growing + 1) * grows
                 lost = (growing >= _PATIENCE) & (system.eps * size > system.threshold)

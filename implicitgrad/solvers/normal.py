@@ -126,8 +126,9 @@ class NormalEquations(IterativeSolver):
             stretch = backend.to_host(backend.quotient(q_squared, p_squared)) ** 0.5
             norm_a = system.operator_norm = max(norm_a, stretch) if system.single else np.fmax(norm_a, stretch)
             alpha = backend.quotient(gamma * unit, q_squared + shift * p_squared)
-            x = backend.axpy(alpha, p, x)
             r = backend.axpy(-alpha, q, r)
+            del q, s  # before x, whose old value the driver still holds
+            x = backend.axpy(alpha, p, x)
             s = system.rmatvec(r)
             if shift:
                 s = s - shift * x

@@ -4,6 +4,8 @@
 is exact, so a solve of ``s b`` runs through the same bits as a solve of ``b`` for every power of two ``s``, and squares
 of small or large right-hand sides neither underflow nor overflow. There is no absolute threshold after that.
 
+Only the caller's ``b`` is kept; the scaled one is made again where it is wanted, at the check of a result.
+
 *Parking.* A batch is one operator for all its systems, so a system that has ended cannot be taken out. Its search
 vectors are set to zero instead: its iterate no longer moves, and whatever made it end (a NaN, say) is gone from the
 products that its neighbours need.
@@ -49,8 +51,8 @@ class System:
 
     Attributes
     ----------
-    rhs : array
-        The scaled right-hand side; zero for the systems that are not solved (NaN in ``b``).
+    given : array
+        ``b`` as it was given, without history; in single precision where it came in half.
     rhs_norm, threshold : float, or array (...)
         Norm of the scaled ``b``, and the bound on the scaled residual.
     fixed_budget : bool
@@ -84,12 +86,14 @@ class System:
         self.kept: dict[str, Any] = {}  # what a method wants to find again in its next cycle
         self.parking: Any = None
         self.broken: tuple[Any, Status] | None = None
+        self.tail: tuple[Any, Any] | None = None  # of a series: the last term's norm, and its ratio to the one before
 
         self.finite: Any = True if self.single else np.ones(self.batch, bool)
         self.exponent: Any = 0 if self.single else np.zeros(self.batch, int)
         self.rescaled = facts.is_half
-        self.rhs, self.rhs_norm = rhs, backend.host_norm(rhs)
-        if not all_true((self.rhs_norm > _UNSCALED[0]) & (self.rhs_norm < _UNSCALED[1])):
+        self.given, self.rhs_norm = rhs, backend.host_norm(rhs)
+        self._in_range = all_true((self.rhs_norm > _UNSCALED[0]) & (self.rhs_norm < _UNSCALED[1]))
+        if not self._in_range:
             self._scale(rhs)
         self.rtol = rtol = default_rtol(facts) if rtol is None else float(rtol)
         self.threshold: Any = rtol * self.rhs_norm
@@ -105,12 +109,24 @@ class System:
         backend, self.rescaled = self.backend, True
         largest = backend.max_abs(rhs)
         self.finite = finite(largest)
-        if not all_true(self.finite):
-            rhs = backend.select(self.finite, rhs, backend.zeros(tuple(rhs.shape), rhs))
-            largest = pick(self.finite, largest, 0.0)
+        largest = pick(self.finite, largest, 0.0)
         self.exponent = math.frexp(largest)[1] if self.single else np.frexp(largest)[1].astype(int)
-        self.rhs = backend.times_power_of_two(rhs, -self.exponent)
         self.rhs_norm = backend.to_host(backend.norm(self.rhs))
+
+    @property
+    def rhs(self) -> Array:
+        """The scaled right-hand side; zero for the systems that are not solved (NaN in ``b``).
+
+        A new array where ``b`` needs scaling: a method that keeps it for the length of a solve holds one vector more.
+        """
+        if self._in_range:
+            return self.given
+        rhs = self.given if all_true(self.finite) else self.keep(self.finite, self.given)
+        return self.backend.times_power_of_two(rhs, -self.exponent)
+
+    def first_residual(self) -> Array:
+        """Return ``b - A 0`` in memory of its own: ``b`` itself, which measures, is never lent to the operator."""
+        return self.backend.copy(self.given) if self._in_range else self.rhs
 
     def matvec(self, x: Array) -> Array:
         """Return ``A x`` and count it."""
@@ -124,11 +140,12 @@ class System:
 
     def residual(self, x: Array) -> Array:
         """Return ``b - A x``, recomputed."""
-        return self.rhs - self.matvec(x)
+        product = self.matvec(x)  # first: a scaled b is in memory for the subtraction alone
+        return self.rhs - product
 
     def zero(self) -> Array:
         """Return ``x = 0``, of the length of the operator's domain."""
-        return self.backend.zeros((*self.batch, self.operator.shape[1]), self.rhs)
+        return self.backend.zeros((*self.batch, self.operator.shape[1]), self.given)
 
     def break_down(self, where: Any, status: Status) -> None:
         """Say that the recurrence cannot go on for the systems in the host mask ``where``; the method yields next."""
@@ -142,7 +159,7 @@ class System:
         """Return a scalar set to zero for the systems in the host mask ``where``."""
         if self.single:
             return 0.0 if where else scalar
-        return scalar * self.backend.from_host(~where, self.rhs)
+        return scalar * self.backend.from_host(~where, self.given)
 
     def park(self, *vectors: Array) -> tuple[Array, ...]:
         """Return the vectors with those systems set to zero that have ended since the last step."""
@@ -154,17 +171,17 @@ class System:
         """Return a real scalar set to zero as ``park`` does with vectors."""
         if self.parking is None:
             return scalar
-        return self.backend.from_host(np.where(self.parking, self.backend.to_host(scalar), 0.0), self.rhs)
+        return self.backend.from_host(np.where(self.parking, self.backend.to_host(scalar), 0.0), self.given)
 
     def keep(self, mask: Any, x: Array) -> Array:
         """Return ``x`` with the systems outside the host mask set to zero."""
-        return self.backend.select(mask, x, self.backend.zeros(tuple(x.shape), x))
+        return self.backend.select(mask, x, self.backend.zeros((1,), x))
 
     def rounded(self, x: Array) -> Array:
         """Return ``x`` as the caller's dtype can hold it: a check of anything finer would flatter the result."""
         if not self.half:
             return x
-        held = self.backend.astype(self.restore(x), self.rhs.dtype)
+        held = self.backend.astype(self.restore(x), self.given.dtype)
         return self.backend.times_power_of_two(held, -self.exponent)
 
     def restore(self, x: Array) -> Array:

@@ -13,10 +13,29 @@ except ModuleNotFoundError as _missing:
         'Install them with: pip install "implicitgrad[torch]"'
     ) from _missing
 
+from implicitgrad.backends.sharded import Sharded
 from implicitgrad.torch.anderson import Anderson
+from implicitgrad.torch.broyden import Broyden
 from implicitgrad.torch.fixed_point import fixed_point, implicit_gradient
 from implicitgrad.torch.forward import ForwardSolver, Picard
+from implicitgrad.torch.module import FixedPoint
+from implicitgrad.torch.newton import NewtonKrylov
 from implicitgrad.torch.operators import vjp_operator
 from implicitgrad.torch.report import Report
+from implicitgrad.torch.root import argmin, root
 
-__all__ = ["Anderson", "ForwardSolver", "Picard", "Report", "fixed_point", "implicit_gradient", "vjp_operator"]
+__all__ = [
+    "Anderson",
+    "Broyden",
+    "FixedPoint",
+    "ForwardSolver",
+    "NewtonKrylov",
+    "Picard",
+    "Report",
+    "Sharded",
+    "argmin",
+    "fixed_point",
+    "implicit_gradient",
+    "root",
+    "vjp_operator",
+]

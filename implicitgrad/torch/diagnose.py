@@ -10,6 +10,7 @@ import torch
 from implicitgrad.diagnose import Diagnosis
 from implicitgrad.diagnose import diagnose as diagnose_operator
 from implicitgrad.errors import ShapeError
+from implicitgrad.torch.flat import FlatFunction
 from implicitgrad.torch.layout import Layout
 from implicitgrad.torch.operators import jacobian_of
 
@@ -65,9 +66,11 @@ def diagnose(
     """
     name = "diagnose"
     layout = Layout.of(name, z, batch_ndim)
+    function = FlatFunction(name, f, layout, args)
     with torch.enable_grad():
         point = layout.ravel(z).detach().clone().requires_grad_()
-        image = layout.ravel_output(name, f(layout.unravel(point), *args))
+        function.observe(point)  # so that dropout and batch normalization are left as they were
+        image = function(point, *function.tensors)
     if g is not None:
         other = Layout.of(f"{name} (g)", g, batch_ndim)
         if other.shapes != layout.shapes or other.treespec != layout.treespec:

@@ -7,7 +7,7 @@ an iteration over leaves costs 0.5 ms more than one over the flat vector.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optree
@@ -49,11 +49,6 @@ class Layout:
         """
         if isinstance(batch_ndim, bool) or not isinstance(batch_ndim, int) or batch_ndim < 0:
             raise SettingTypeError(f"{name}: got batch_ndim={batch_ndim!r}, expected the number of leading batch axes.")
-        if torch._C._functorch.peek_interpreter_stack() is not None:
-            raise SettingTypeError(
-                f"{name}: got a call inside a torch.func transform (grad, vjp, jvp, vmap), expected plain tensors: the "
-                "solvers decide by values that a transform hides. Use torch.autograd.grad, and batch_ndim for a batch."
-            )
         leaves, treespec = optree.tree_flatten(state)
         if not leaves:
             raise BackendError(f"{name}: got a state without tensors, {state!r}, expected at least one.")
@@ -86,8 +81,18 @@ class Layout:
         """Length ``n`` of the flat vector of one system."""
         return sum(self._lengths())
 
+    @property
+    def kind(self) -> dict[str, Any]:
+        """Dtype and device, as torch's constructors take them."""
+        return {"dtype": self.dtype, "device": self.device}
+
     def _lengths(self) -> list[int]:
         return [math.prod(shape[len(self.batch) :]) for shape in self.shapes]
+
+    def stacked(self, flat: torch.Tensor) -> Layout:
+        """Return the layout of ``flat``, a flat state of this layout or a stack of them, as ``vmap`` makes it."""
+        stack = flat.shape[: flat.ndim - 1 - len(self.batch)]
+        return replace(self, shapes=tuple(stack + s for s in self.shapes), batch=stack + self.batch) if stack else self
 
     def ravel(self, state: Any) -> torch.Tensor:
         """Return the state as one tensor ``(..., n)``, differentiably."""

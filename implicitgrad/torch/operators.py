@@ -86,8 +86,12 @@ def jacobian_of(
     point: torch.Tensor,
     symmetric: bool = False,
     jvp: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    size: int | None = None,
 ) -> VJPOperator:
-    """Return ``d image / d point`` for two flat tensors ``(..., n)`` that a retained graph connects."""
+    """Return ``d image / d point`` for two flat tensors ``(..., n)`` that a retained graph connects.
+
+    ``size`` is the length of the whole vector where the tensors are shards of it.
+    """
     if image.shape != point.shape:
         raise SettingTypeError(f"jacobian_of: got {tuple(image.shape)} of {tuple(point.shape)}, expected equal shapes.")
 
@@ -117,7 +121,7 @@ def jacobian_of(
 
     return VJPOperator(
         vjp,
-        size=point.shape[-1],
+        size=point.shape[-1] if size is None else size,
         jvp=transposed_vjp if jvp is None else jvp,
         dtype=point.dtype,
         symmetric=symmetric,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from implicitgrad.solvers import Solution
 from implicitgrad.status import Status
 
@@ -11,13 +13,22 @@ __all__ = ["Report"]
 class Report:
     """Filled by ``fixed_point(..., report=report)``: the forward part at once, the backward part by ``backward()``.
 
+    Parameters
+    ----------
+    trajectory : bool
+        Keep the points at which the forward solver has called the map; memory grows with their number.
+
     Attributes
     ----------
     forward : Solution or None
         The fixed point found: ``x`` is the flat state ``(..., n)``, ``residual_norm`` is ``norm(f(z) - z)``,
         ``rhs_norm`` is ``norm(f(z))`` and ``num_matvecs`` counts calls of ``f``.
     backward : Solution or None
-        The adjoint of the last backward pass: ``num_matvecs`` counts VJPs, ``num_rmatvecs`` JVPs.
+        The adjoint of the last backward pass: ``num_matvecs`` counts VJPs, ``num_rmatvecs`` JVPs; ``seconds`` is the
+        time that its solve took. In forward mode, the tangent.
+    trajectory : list
+        The states at which the forward solver has called the map, in their structure, with the axes of a ``vmap`` in
+        front; empty unless asked for.
 
     Notes
     -----
@@ -32,9 +43,11 @@ class Report:
     ('CONVERGED', 'CONVERGED', 'CONVERGED')
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, trajectory: bool = False) -> None:
+        self.keeps_trajectory = trajectory
         self.forward: Solution | None = None
         self.backward: Solution | None = None
+        self.trajectory: list[Any] = []
 
     @property
     def status(self) -> Status | None:

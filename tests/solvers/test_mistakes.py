@@ -342,6 +342,17 @@ def test_the_exceptions_carry_the_builtin_that_fits():
 
 def test_settings_are_named():
     """Neumann(20) would be rtol=20, and converge at once."""
-    for solver in (ig.Neumann, ig.Richardson, ig.CG, ig.MINRES, ig.GMRES, ig.BiCGSTAB, ig.LSMR, ig.Dense, ig.Auto):
+    for solver in (
+        ig.Neumann,
+        ig.Richardson,
+        ig.CG,
+        ig.MINRES,
+        ig.GMRES,
+        ig.BiCGSTAB,
+        ig.LSMR,
+        ig.Dense,
+        ig.Auto,
+        ig.RussianRoulette,
+    ):
         with pytest.raises(TypeError, match="positional"):
             solver(20)

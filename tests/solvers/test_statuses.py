@@ -1,5 +1,7 @@
 """Each status has a system that was built for it. And the other side: what must not be called that."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -297,7 +299,13 @@ def test_every_status_has_a_sentence():
     for status in Status:
         assert len(status.sentence) > 40
         assert status.sentence.endswith(".")
-        assert status.is_good is (status in (Status.CONVERGED, Status.TRUNCATED))
+        assert status.is_good is (status in (Status.CONVERGED, Status.TRUNCATED, Status.SAMPLED))
+
+
+def test_every_status_stands_in_the_table_of_the_docs():
+    page = (Path(__file__).parents[2] / "docs" / "statuses.md").read_text()
+    for status in Status:
+        assert f"| `{status.name}` |" in page
 
 
 def test_a_solution_that_its_dtype_cannot_hold_is_no_success():
@@ -339,3 +347,20 @@ def test_zero_tolerances_without_a_budget_go_as_far_as_the_format():
     )
     assert solution.num_matvecs <= 4
     assert solution.relative_residual <= 1e-15
+
+
+@pytest.mark.parametrize("solver", [ig.Neumann(), ig.Richardson(), ig.GMRES(), ig.BiCGSTAB(), ig.Auto()], ids=repr)
+def test_rows_that_belong_together_are_no_batch(solver):
+    """Nodes of a graph handed over as systems: whose own b is zero has an answer that the others decide."""
+    n = 12
+    chain = np.diag(np.full(n - 1, 0.4), 1) + np.diag(np.full(n - 1, 0.4), -1)
+    J = ig.VJPOperator(lambda u: chain.T @ u, size=2)  # mixes the rows
+    g = np.zeros((n, 2))
+    g[0] = 1.0
+    solution = ig.adjoint_solve(J, g, solver=solver, on_failure="return")
+    assert not solution.is_good
+    assert solution.status[1] is Status.COUPLED
+    alone = np.zeros((n, 2))
+    alone[0] = g[0]
+    diagonal = ig.VJPOperator(lambda u: 0.4 * u, size=2)  # the same right-hand sides, and rows that are systems
+    assert ig.adjoint_solve(diagonal, alone, solver=solver).converged.all()

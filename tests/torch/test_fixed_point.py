@@ -290,14 +290,6 @@ class TestState:
 
 
 class TestMistakes:
-    def test_a_captured_tensor_with_a_history_is_refused(self):
-        w = torch.ones(2, requires_grad=True)
-        x = 2 * w
-        with pytest.raises(ig.SettingError, match="pass x"):
-            igt.fixed_point(lambda z: 0.5 * z + x, torch.zeros(2))
-        z = igt.fixed_point(lambda z, x: 0.5 * z + x, torch.zeros(2), x)
-        assert torch.allclose(torch.autograd.grad(z.sum(), w)[0], torch.full((2,), 4.0), atol=1e-3)
-
     @pytest.mark.parametrize(
         ("settings", "words"),
         [
@@ -318,25 +310,6 @@ class TestMistakes:
 
         with pytest.raises(ValueError, match=r"^mine$"):
             igt.fixed_point(f, torch.zeros(2))
-
-    def test_torch_func_is_refused_in_words(self):
-        layer = lambda x: igt.fixed_point(lambda z, x: 0.5 * z + x, torch.zeros(2), x).sum()
-        for transform in (torch.func.grad, torch.func.jacrev, torch.func.vmap):
-            with pytest.raises(ig.SettingError, match=r"torch\.func transform"):
-                transform(layer)(torch.ones(2, 2) if transform is torch.func.vmap else torch.ones(2))
-
-    def test_a_second_derivative_through_nested_captures_is_refused_in_words(self):
-        inner = torch.nn.Linear(2, 2).double()
-        x = torch.ones(2, dtype=DOUBLE, requires_grad=True)
-
-        def f(z, x):
-            h = igt.fixed_point(lambda h, z, x: torch.tanh(0.3 * inner(h) + z + x), torch.zeros_like(z), z, x)
-            return 0.3 * h
-
-        z = igt.fixed_point(f, torch.zeros(2, dtype=DOUBLE), x)
-        torch.autograd.grad(z.sum(), x, retain_graph=True)  # the first derivative is fine
-        with pytest.raises(ig.SettingError, match="nested fixed points"):
-            torch.autograd.grad(z.sum(), x, create_graph=True)
 
     def test_a_report_is_a_report(self):
         with pytest.raises(ig.SettingError, match=r"expected an igt\.Report"):

@@ -16,7 +16,7 @@ import implicitgrad.torch as igt
 from implicitgrad.torch.regularizers import lambda_min, lambda_min_penalty
 from implicitgrad.torch.regularizers.adjoint import SigmaDerivative
 from implicitgrad.torch.regularizers.golub_kahan import bidiagonalize, smallest_pair
-from implicitgrad.torch.regularizers.linearized import FlatMap
+from implicitgrad.torch.regularizers.linearized import MapAt
 from implicitgrad.torch.regularizers.streamed import streamed
 
 DOUBLE = torch.float64
@@ -157,7 +157,7 @@ def test_the_adjoint_process_is_autograd_through_the_loop_at_every_step(steps, d
 def test_the_second_part_of_the_adjoint_is_what_hellmann_feynman_lacks():
     """Without it the unconverged gradient is wrong by half: the part is no decoration."""
     W, x, z = problem(8)
-    function = FlatMap("test", tanh_map, z, (W, x), 0)
+    function = MapAt("test", tanh_map, z, (W, x), 0)
     process = bidiagonalize(function.linearized(), torch.ones(8, dtype=DOUBLE), 3, 0.0, torch.Generator(), False)
     pair = smallest_pair(process.alpha, process.beta, process.steps)
     whole = SigmaDerivative(process, pair)
@@ -269,7 +269,7 @@ def test_a_process_that_meets_an_invariant_subspace_goes_on_in_its_complement(di
     """FAULTS 94, 103: with exactly invariant vectors, three blocks, and no copy of a value that is there once."""
     values = torch.tensor([0.9, 0.8, 0.5, 0.3, 0.2], dtype=DOUBLE)
     J = (torch.eye(5, dtype=DOUBLE) - torch.diag(values)).requires_grad_()
-    function = FlatMap("test", lambda z: J @ z, torch.zeros(5, dtype=DOUBLE), (), 0)
+    function = MapAt("test", lambda z: J @ z, torch.zeros(5, dtype=DOUBLE), (), 0)
     start = torch.tensor([1.0, 0, 0, 0, 0], dtype=DOUBLE)
     generator = torch.Generator().manual_seed(0)
     process = bidiagonalize(function.linearized(), start, 5, 0.0, generator, differentiable)
@@ -371,19 +371,45 @@ def test_the_unrolled_value_is_differentiable_twice():
     assert torch.autograd.gradgradcheck(of, (W, x, z))
 
 
-def test_a_tensor_with_a_history_that_is_captured():
-    """Autograd sees it where the products are in its graph; the adjoint, which forms them later, says so."""
+@every_method
+def test_a_tensor_with_a_history_that_is_captured(method):
     w = torch.tensor(0.5, dtype=DOUBLE, requires_grad=True)
     computed = w.square()
-    f = lambda z: computed * z
-    for method in ("hellmann-feynman", "unrolled"):
-        value = lambda_min(f, torch.zeros(3, dtype=DOUBLE), method=method)
-        (gradient,) = torch.autograd.grad(value, w, retain_graph=True)
-        assert gradient.item() == pytest.approx(-2 * 0.75 * 1.0)
-    with pytest.raises(ig.SettingError, match="computed before the call"):
-        lambda_min(f, torch.zeros(3, dtype=DOUBLE), method="adjoint")
-    value = lambda_min(lambda z, c: c * z, torch.zeros(3, dtype=DOUBLE), computed, method="adjoint")
-    assert torch.autograd.grad(value, w)[0].item() == pytest.approx(-1.5)
+    value = lambda_min(lambda z: computed * z, torch.zeros(3, dtype=DOUBLE), method=method)
+    assert torch.autograd.grad(value, w)[0].item() == pytest.approx(-2 * 0.75 * 1.0)
+
+
+@every_method
+def test_dropout_keeps_one_mask_and_batch_normalization_its_statistics(method):
+    """The value is that of some mask, its gradient of the same one; what training has counted is not counted again."""
+    layer = torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.BatchNorm1d(6), torch.nn.Dropout(0.4)).double()
+    z, before = torch.randn(3, 6, dtype=DOUBLE), None
+    before = {name: t.clone() for name, t in layer.named_buffers()}
+    value = lambda_min(lambda z: 0.5 * layer(z), z, method=method, rtol=1e-11)
+    assert all(torch.equal(t, before[name]) for name, t in layer.named_buffers())
+    torch.manual_seed(3)
+    bias = layer[1].weight
+
+    def again():
+        torch.manual_seed(3)
+        return lambda_min(lambda z: 0.5 * layer(z), z, method=method, rtol=1e-11)
+
+    (gradient,) = torch.autograd.grad(again(), bias)
+    step = 1e-5
+    with torch.no_grad():
+        ends = []
+        for sign in (1, -1):
+            bias[0] += sign * step
+            ends.append(again().item())
+            bias[0] -= sign * step
+    assert gradient[0].item() == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-5, abs=1e-9)
+    assert torch.isfinite(value)
+
+
+def test_a_torch_func_transform_is_refused_in_words():
+    W, x, z = problem(4)
+    with pytest.raises(ig.SettingTypeError, match=r"lambda_min: got a call inside a torch\.func transform"):
+        torch.func.grad(lambda W: lambda_min(tanh_map, z.detach(), W, x.detach()))(W)
 
 
 @every_method

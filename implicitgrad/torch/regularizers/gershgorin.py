@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from implicitgrad.errors import SettingError, SettingTypeError
-from implicitgrad.torch.regularizers.linearized import FlatMap, Linearized
+from implicitgrad.torch.regularizers.linearized import Linearized, MapAt
 from implicitgrad.torch.regularizers.probes import Probes, unit_vectors
 from implicitgrad.torch.regularizers.search import check_number
 
@@ -105,13 +105,13 @@ def gershgorin_penalty(
             f"{name}: got estimator='hutchinson' with bound='rows', expected 'exact': random vectors "
             "estimate Frobenius norms only."
         )
-    function = FlatMap(name, f, z, args, batch_ndim)
+    function = MapAt(name, f, z, args, batch_ndim)
     if bound == "rows":
         norm = _largest_row_sum(function, drawn)
     else:
         norm = safe_sqrt(drawn.sum_of_squares(function, _difference))
         if bound == "paper":
-            norm = norm * function.layout.size**0.5
+            norm = norm * function.size**0.5
     return torch.relu(norm - 1 + margin)
 
 
@@ -121,7 +121,7 @@ def _difference(linearized: Linearized, e: torch.Tensor) -> torch.Tensor:
     return linearized.vjp(image - e) - image
 
 
-def _largest_row_sum(function: FlatMap, drawn: Probes) -> torch.Tensor:
+def _largest_row_sum(function: MapAt, drawn: Probes) -> torch.Tensor:
     """Return ``max_i sum_j abs(M_ij)``: all rows by value, then the largest again, with its history."""
     linearized = function.linearized()
     with torch.no_grad():
@@ -129,7 +129,7 @@ def _largest_row_sum(function: FlatMap, drawn: Probes) -> torch.Tensor:
             _difference(linearized, e).abs().sum(dim=-1) for e in unit_vectors(linearized.point, drawn.rows(function))
         ]
     largest = torch.cat(sums).argmax(dim=0)  # M is Hermitian: column i is as good as row i
-    e = torch.nn.functional.one_hot(largest, function.layout.size).to(linearized.point.dtype)
+    e = torch.nn.functional.one_hot(largest, function.size).to(linearized.point.dtype)
     return _difference(linearized, e).abs().sum(dim=-1)
 
 

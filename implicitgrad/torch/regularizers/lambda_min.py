@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from implicitgrad.torch.regularizers.linearized import FlatMap
+from implicitgrad.torch.regularizers.linearized import MapAt
 from implicitgrad.torch.regularizers.search import Search, check_number
 
 __all__ = ["lambda_min", "lambda_min_penalty"]
@@ -93,8 +93,7 @@ def lambda_min(
     SettingError, ShapeError, BackendError, DtypeError, DeviceError
         Unknown settings; a ``start`` that is zero or of another shape; what ``vjp_operator`` raises.
     SettingError
-        In a backward pass with ``create_graph=True``, except for ``unrolled``. For ``adjoint``, if ``f`` closes over a
-        tensor that has a history: pass it as an argument.
+        In a backward pass with ``create_graph=True``, except for ``unrolled``. Inside of a ``torch.func`` transform.
     NotConvergedError
         By ``on_failure``; its ``solution`` is the ``SpectralResult``.
 
@@ -124,7 +123,7 @@ def lambda_min(
     (0.25, -1.0)
     """
     search = Search("lambda_min", method, rtol, max_iters, memory, start, seed, on_failure)
-    value, result = search(FlatMap("lambda_min", f, z, args, batch_ndim))
+    value, result = search(MapAt("lambda_min", f, z, args, batch_ndim))
     return (value, result) if return_result else value
 
 
@@ -180,6 +179,6 @@ def lambda_min_penalty(
     """
     check_number("lambda_min_penalty", "margin", margin)
     search = Search("lambda_min_penalty", method, rtol, max_iters, memory, start, seed, on_failure)
-    value, result = search(FlatMap("lambda_min_penalty", f, z, args, batch_ndim))
+    value, result = search(MapAt("lambda_min_penalty", f, z, args, batch_ndim))
     penalty = torch.relu(margin - value)
     return (penalty, result) if return_result else penalty

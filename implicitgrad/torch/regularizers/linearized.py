@@ -8,72 +8,63 @@ of ``fixed_point`` with its history, the one through ``h*``. Used by every regul
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
-import optree
 import torch
 
 from implicitgrad.errors import SettingTypeError
 from implicitgrad.operators import VJPOperator
-from implicitgrad.torch.captured import captured_leaves
+from implicitgrad.torch.captured import is_transformed
+from implicitgrad.torch.flat import FlatFunction
 from implicitgrad.torch.layout import Layout
 from implicitgrad.torch.operators import jacobian_of
 
-__all__ = ["FlatMap", "Linearized"]
+__all__ = ["Linearized", "MapAt"]
 
 
-class FlatMap:
-    """``f`` as a map of a flat state ``(..., n)`` and of the tensors among its arguments.
+class MapAt:
+    """``f`` as one fixed function of flat tensors, and the point where its Jacobian is wanted.
 
     Parameters
     ----------
     name : str
         Opens the error messages.
     f : callable
-        ``f(z, *args)`` returns a state like ``z``.
+        ``f(z, *args)`` returns a state like ``z``. Called once here, to see what it depends on; dropout keeps the mask
+        of that call, and batch normalization its statistics.
     z : tensor, or nested tuples, lists and dicts of tensors
-        The point; ``self.z`` is the flat form, with its history.
+        The point.
     args : tuple
-        Further arguments of ``f``; ``self.tensors`` are the tensors in them.
+        Further arguments of ``f``.
     batch_ndim : int
         How many leading axes count independent systems.
+
+    Attributes
+    ----------
+    z : tensor, shape (..., n)
+        The point, flat, with its history.
+    tensors : list of tensor
+        What ``f`` depends on besides: tensors among the arguments, and captured ones.
+    size : int
+        ``n``.
     """
 
     def __init__(self, name: str, f: Callable[..., Any], z: Any, args: tuple[Any, ...], batch_ndim: int) -> None:
-        if not callable(f):
-            raise SettingTypeError(f"{name}: got f of type {type(f).__qualname__}, expected a callable f(z, *args).")
-        self.name = name
-        self.layout = layout = Layout.of(name, z, batch_ndim)
-        leaves, treespec = optree.tree_flatten(cast(Any, args))
-        self.tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
-        # The map may be evaluated again in a backward pass, which autograd runs without this call's autocast.
-        device = layout.device.type
-        cast_to = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-
-        def evaluate(flat: torch.Tensor, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
-            given = iter(tensors)
-            filled = [next(given) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-            arguments = cast(tuple[Any, ...], optree.tree_unflatten(treespec, filled))
-            if cast_to is None:
-                return layout.ravel_output(name, f(layout.unravel(flat), *arguments))
-            with torch.autocast(device, dtype=cast_to, cache_enabled=False):
-                return layout.ravel_output(name, f(layout.unravel(flat), *arguments))
-
-        self._evaluate = evaluate
+        if is_transformed():
+            raise SettingTypeError(
+                f"{name}: got a call inside a torch.func transform (grad, vjp, jvp, vmap), expected plain tensors: the "
+                "search decides by values that a transform hides. Use torch.autograd.grad, and batch_ndim for a batch."
+            )
+        layout = Layout.of(name, z, batch_ndim)
+        self.name, self.size = name, layout.size
+        self._function = FlatFunction(name, f, layout, args)
         self.z = layout.ravel(z)
+        self._function.observe(self.z)
+        self.tensors = self._function.tensors
 
-    def __call__(self, flat: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
-        """Return ``f`` of a flat state, with ``tensors`` in the places of the tensors among the arguments."""
-        return self._evaluate(flat, tensors)
-
-    def captured(self) -> list[torch.Tensor]:
-        """Return the leaves that ``f`` depends on besides its arguments, from one more evaluation."""
-        with torch.enable_grad():
-            point = self.z.detach().requires_grad_()
-            marker = point + 0
-            own = [t.detach() for t in self.tensors]
-            image = self(point, *own)
-        return captured_leaves(self.name, image, marker, [point, *own])
+    def __call__(self, z: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+        """Return ``f`` of a flat state, with ``tensors`` in the places of ``self.tensors``."""
+        return self._function(z, *tensors)
 
     def linearized(self) -> Linearized:
         """Return the Jacobian at ``z`` with everything that it depends on."""

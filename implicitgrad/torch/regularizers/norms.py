@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from implicitgrad.torch.regularizers.linearized import FlatMap, Linearized
+from implicitgrad.torch.regularizers.linearized import Linearized, MapAt
 from implicitgrad.torch.regularizers.probes import Probes
 
 __all__ = ["jacobian_norm_penalty"]
@@ -67,8 +67,8 @@ def jacobian_norm_penalty(
     """
     name = "jacobian_norm_penalty"
     drawn = Probes(name, estimator, probes, seed, generator, chunk)
-    function = FlatMap(name, f, z, args, batch_ndim)
-    return drawn.sum_of_squares(function, _row) / max(1, function.layout.size)
+    function = MapAt(name, f, z, args, batch_ndim)
+    return drawn.sum_of_squares(function, _row) / max(1, function.size)
 
 
 def _row(linearized: Linearized, e: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from implicitgrad.errors import SettingError, SettingTypeError
-from implicitgrad.torch.regularizers.linearized import FlatMap, Linearized
+from implicitgrad.torch.regularizers.linearized import Linearized, MapAt
 from implicitgrad.torch.regularizers.streamed import streamed
 
 __all__ = ["Probes", "unit_vectors"]
@@ -52,14 +52,14 @@ class Probes:
                 "Make one with torch.Generator().manual_seed(0)."
             )
 
-    def rows(self, function: FlatMap) -> int:
+    def rows(self, function: MapAt) -> int:
         """Return how many vectors are probed at once."""
         if self.chunk is not None:
             return self.chunk
         z = function.z
-        return max(1, min(function.layout.size, _BYTES // max(1, z.numel() * z.element_size())))
+        return max(1, min(function.size, _BYTES // max(1, z.numel() * z.element_size())))
 
-    def sum_of_squares(self, function: FlatMap, product: Product) -> torch.Tensor:
+    def sum_of_squares(self, function: MapAt, product: Product) -> torch.Tensor:
         """Return ``norm(M, F)^2`` of each system, or its estimate, differentiable; ``product`` is ``M e``."""
         if self.estimator == "hutchinson":
             linearized = function.linearized()

@@ -23,7 +23,7 @@ from implicitgrad.operators.algebra import shifted
 from implicitgrad.spectral import SpectralResult, spectral_radius
 from implicitgrad.status import Status
 from implicitgrad.torch.regularizers.first_order import first_order_only
-from implicitgrad.torch.regularizers.linearized import FlatMap, Linearized
+from implicitgrad.torch.regularizers.linearized import Linearized, MapAt
 from implicitgrad.torch.regularizers.search import check_number
 
 __all__ = ["spectral_radius_penalty"]
@@ -93,7 +93,7 @@ def spectral_radius_penalty(
     check_number(name, "margin", margin)
     if on_failure not in ("warn", "raise", "return"):
         raise SettingTypeError(f"{name}: got on_failure={on_failure!r}, expected 'warn', 'raise' or 'return'.")
-    linearized = FlatMap(name, f, z, args, batch_ndim).linearized()
+    linearized = MapAt(name, f, z, args, batch_ndim).linearized()
     settings = {"rtol": rtol, "max_iters": max_iters, "memory": memory, "seed": seed, "on_failure": "return"}
     pair = _Pair.of(linearized, settings)
     result = pair.result

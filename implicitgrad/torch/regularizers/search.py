@@ -29,7 +29,7 @@ from implicitgrad.torch.regularizers.golub_kahan import (
     bidiagonalize,
     smallest_pair,
 )
-from implicitgrad.torch.regularizers.linearized import FlatMap, Linearized
+from implicitgrad.torch.regularizers.linearized import Linearized, MapAt
 from implicitgrad.torch.regularizers.streamed import streamed
 
 __all__ = ["Search", "check_number"]
@@ -81,7 +81,7 @@ class Search:
             if rtol == 0 and self.max_iters is None:
                 raise SettingError(f"{name}: got rtol=0 without max_iters, expected the number of steps.")
 
-    def __call__(self, function: FlatMap) -> tuple[torch.Tensor, SpectralResult]:
+    def __call__(self, function: MapAt) -> tuple[torch.Tensor, SpectralResult]:
         """Return ``lambda_min`` with its gradient, and the singular triplet; warn or raise by the policy."""
         self._check_start(function)
         linearized = function.linearized()
@@ -95,9 +95,9 @@ class Search:
             warnings.warn(f"{message} The gradient may be far off.", ConvergenceWarning, stacklevel=3)
         return (value if torch.is_grad_enabled() else value.detach()), result
 
-    def _check_start(self, function: FlatMap) -> None:
+    def _check_start(self, function: MapAt) -> None:
         shape = tuple(function.z.shape)
-        if function.layout.size == 0:
+        if function.size == 0:
             raise ShapeError(f"{self.name}: got an empty state, expected at least one number in each system.")
         start = self.start
         if start is None:
@@ -134,7 +134,7 @@ class Search:
 
     # -- three gradients -----------------------------------------------------------------------------------------------
     def _frozen(
-        self, function: FlatMap, linearized: Linearized, start: torch.Tensor | None
+        self, function: MapAt, linearized: Linearized, start: torch.Tensor | None
     ) -> tuple[torch.Tensor, SpectralResult]:
         """Hellmann-Feynman: ``norm((I - J)^H u)^2`` at the left vector, by value ``sigma_min^2``."""
         result = smallest_singular_value(
@@ -157,7 +157,7 @@ class Search:
         return first_order_only(self.name, value), self._with_clusters(result, linearized.point)
 
     def _adjoint(
-        self, function: FlatMap, linearized: Linearized, start: torch.Tensor | None
+        self, function: MapAt, linearized: Linearized, start: torch.Tensor | None
     ) -> tuple[torch.Tensor, SpectralResult]:
         process = self._process(linearized, start, differentiable=False)
         pair = smallest_pair(process.alpha, process.beta, process.steps)
@@ -165,7 +165,7 @@ class Search:
         return value, self._result(linearized, process, pair)
 
     def _unrolled(
-        self, function: FlatMap, linearized: Linearized, start: torch.Tensor | None
+        self, function: MapAt, linearized: Linearized, start: torch.Tensor | None
     ) -> tuple[torch.Tensor, SpectralResult]:
         process = self._process(linearized, start, differentiable=torch.is_grad_enabled())
         pair = smallest_pair(process.alpha, process.beta, process.steps)

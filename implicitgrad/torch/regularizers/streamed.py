@@ -13,19 +13,19 @@ from typing import Any
 import torch
 
 from implicitgrad.torch.regularizers.first_order import refuse_second
-from implicitgrad.torch.regularizers.linearized import FlatMap, Linearized
+from implicitgrad.torch.regularizers.linearized import Linearized, MapAt
 
 __all__ = ["streamed"]
 
 Terms = Callable[[Linearized], Iterator[torch.Tensor]]
 
 
-def streamed(function: FlatMap, value: torch.Tensor, terms: Terms) -> torch.Tensor:
+def streamed(function: MapAt, value: torch.Tensor, terms: Terms) -> torch.Tensor:
     """Return ``value``, one number a system, with the gradient of the sum of ``terms``.
 
     Parameters
     ----------
-    function : FlatMap
+    function : MapAt
         The map, at its point.
     value : tensor, shape (...)
         What the sum comes to, without history.
@@ -35,12 +35,11 @@ def streamed(function: FlatMap, value: torch.Tensor, terms: Terms) -> torch.Tens
     Raises
     ------
     SettingError
-        In the backward pass, for ``create_graph=True``: terms that are dropped cannot be differentiated again. Here,
-        if ``f`` closes over a tensor that has a history.
+        In the backward pass, for ``create_graph=True``: terms that are dropped cannot be differentiated again.
     """
     if not torch.is_grad_enabled():
         return value
-    result: torch.Tensor = _Streamed.apply(function, terms, value, function.z, *function.tensors, *function.captured())
+    result: torch.Tensor = _Streamed.apply(function, terms, value, function.z, *function.tensors)
     return result
 
 
@@ -48,7 +47,7 @@ class _Streamed(torch.autograd.Function):
     """Forward: hand the value through. Backward: one linearization, and the terms one after the other."""
 
     @staticmethod
-    def forward(function: FlatMap, terms: Terms, value: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
+    def forward(function: MapAt, terms: Terms, value: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:
         return value.clone()
 
     @staticmethod
@@ -62,14 +61,11 @@ class _Streamed(torch.autograd.Function):
         refuse_second(ctx.function.name)
         z, *tensors = ctx.saved_tensors  # raises torch's version error after an in-place change
         function, wanted = ctx.function, ctx.needs_input_grad[3:]
-        count = len(function.tensors)
         with torch.enable_grad():
             point = z.detach().requires_grad_()
-            needs = wanted[1 : 1 + count]
-            own = [t.detach().requires_grad_(need) for t, need in zip(tensors[:count], needs, strict=True)]
+            own = [t.detach().requires_grad_(need) for t, need in zip(tensors, wanted[1:], strict=True)]
             linearized = Linearized(point, function(point, *own))
-            every = [point, *own, *tensors[count:]]
-            sources = [t for t, need in zip(every, wanted, strict=True) if need]
+            sources = [t for t, need in zip([point, *own], wanted, strict=True) if need]
             totals: list[torch.Tensor | None] = [None] * len(sources)
             for term in ctx.terms(linearized):
                 if term.requires_grad:

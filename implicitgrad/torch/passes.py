@@ -1,0 +1,205 @@
+"""One pass of an implicit layer: solve forward, attach the derivative, tell the report and the caller.
+
+The part that ``fixed_point``, ``implicit_gradient``, ``root`` and ``argmin`` have in common.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import optree
+import torch
+
+from implicitgrad.adjoint import check_policy, report_failure
+from implicitgrad.backends import backend_of
+from implicitgrad.backends.sharded import Sharded
+from implicitgrad.errors import DtypeError, SettingError, SettingTypeError, ShapeError
+from implicitgrad.solvers import Neumann, Solution, Solver
+from implicitgrad.status import Status
+from implicitgrad.torch.captured import is_transformed
+from implicitgrad.torch.distributed import Lockstep
+from implicitgrad.torch.flat import FlatFunction
+from implicitgrad.torch.implicit import Adjoint, Primal, attach
+from implicitgrad.torch.layout import Layout
+from implicitgrad.torch.reattach import reattach
+from implicitgrad.torch.report import Report
+
+__all__ = ["FlatMap", "Pass", "Search", "measured"]
+
+FlatMap = Callable[..., torch.Tensor]
+# (F of the state alone, the merit of a line search, z0, F(z0) where it is known, whether to keep the trajectory)
+Search = Callable[[FlatMap, FlatMap | None, Any, Any, bool], Solution]
+
+
+class Pass:
+    """Settings of one pass, checked, and the function it is about.
+
+    Parameters
+    ----------
+    function : FlatFunction
+        The equation's map; its ``name`` opens the messages.
+    adjoint : Solver, "jfb" or None
+        As the caller gave it.
+    on_failure, report, adjoint_x0
+        As the caller gave them.
+    symmetric, shifted : bool
+        What the derivative's operator is; see ``Adjoint``.
+    group : ProcessGroup, optional
+        Over whose ranks the state is split; then all tensors here are local shards.
+    """
+
+    def __init__(
+        self,
+        function: FlatFunction,
+        adjoint: Any,
+        on_failure: Any,
+        report: Report | None,
+        adjoint_x0: Any = None,
+        symmetric: bool = False,
+        shifted: bool = True,
+        group: Any = None,
+    ) -> None:
+        name = function.name
+        if report is not None and not isinstance(report, Report):
+            raise SettingTypeError(f"{name}: got report={report!r}, expected an igt.Report() or None.")
+        self.function, self.on_failure, self.report = function, on_failure, report
+
+        def tell(backward: Solution) -> None:
+            assert report is not None
+            report.backward = backward
+
+        solver = _adjoint_solver(name, adjoint, on_failure)
+        x0 = None if adjoint_x0 is None else _first_guess(name, function.layout, adjoint_x0)
+        layout = function.layout
+        if group is not None and is_transformed():
+            raise SettingError(
+                f"{name}: got a torch.func transform of a state that is spread over processes, expected plain tensors. "
+                "Use torch.autograd.grad."
+            )
+        cut = None if group is None else Sharded(torch.zeros((*layout.batch, layout.size), **layout.kind), group)
+        self.adjoint = Adjoint(name, solver, on_failure, None if report is None else tell, x0, symmetric, shifted, cut)
+
+    def run(self, z0: Any, search: Search, merit: FlatMap | None = None) -> Any:
+        """Return the solution in the structure of ``z0``, with its derivatives.
+
+        ``search`` finds the unknown for plain tensors; ``merit`` is what its line search has to decrease.
+        """
+        function, layout, report = self.function, self.function.layout, self.report
+        _refuse_tracing(function.name)
+        if torch.is_inference_mode_enabled():
+            # Newton's method and argmin differentiate also where nobody else will, which that mode does not allow.
+            with torch.inference_mode(False), torch.no_grad():
+                return self.run(optree.tree_map(torch.clone, z0), search, merit)
+        start = layout.ravel(z0)
+        with torch.autocast(layout.device.type, enabled=False):
+            first = function.observe(start)
+        cut, keep = self.adjoint.cut, report is not None and report.keeps_trajectory
+        reusable = None if is_transformed() else first
+
+        def solve(flat_map: FlatMap, merit: FlatMap | None, z: torch.Tensor) -> Solution:
+            with torch.autocast(layout.device.type, enabled=False):
+                if cut is None:
+                    solution = search(flat_map, merit, z.detach(), reusable, keep)
+                else:
+                    solution = search(flat_map, merit, cut.like(z.detach()), cut.like(first), keep)
+                    points = tuple(point.local for point in solution.trajectory)
+                    solution = replace(solution, x=solution.x.local, trajectory=points)
+            return replace(solution, num_matvecs=solution.num_matvecs + 1)  # the call that was observed
+
+        if function.gathered is not None:
+            solution = self._together(solve, start)
+            z = reattach(lambda z: function(z, *function.tensors), solution.x, self.adjoint)
+        else:
+            equation = Primal(self.adjoint, function, solve, merit, function.captured)
+            z = attach(equation, start, *function.tensors)
+            solution = equation.found.pop()
+        if report is not None:
+            report.forward, report.backward = solution, None
+            report.trajectory = [layout.stacked(point).unravel(point) for point in solution.trajectory]
+        policy = "warn" if isinstance(self.on_failure, Solver) else self.on_failure
+        report_failure(f"{function.name}, forward", solution, policy, _level_of_caller())
+        function.settle(z)
+        return layout.unravel(z)
+
+    def _together(self, solve: Callable[..., Solution], start: torch.Tensor) -> Solution:
+        """Solve for a map that communicates: a rank that is done lends its calls to those that are not."""
+        function, tensors = self.function, tuple(t.detach() for t in self.function.tensors)
+        with torch.no_grad(), Lockstep(function.gathered, idle=lambda: function(start, *tensors)) as ranks:
+            return solve(ranks.together(lambda z: function(z, *tensors)), None, start)
+
+
+def measured(
+    function: FlatMap, merit: FlatMap | None, z: torch.Tensor, first: torch.Tensor | None, trajectory: bool
+) -> Solution:
+    """Say how far a point that was found elsewhere is from being fixed: a search that takes no step."""
+    image = function(z) if first is None else first
+    residual, norm = (np.asarray(backend_of(x).host_norm(x), dtype=float) for x in (image - z, image))
+    bound = torch.finfo(z.dtype).eps ** 0.5 * norm
+    status = np.full(residual.shape, Status.FORWARD_NOT_CONVERGED, dtype=object)
+    status[residual <= bound] = Status.CONVERGED
+    status[~np.isfinite(residual)] = Status.NONFINITE_INPUT
+    single = status.shape == ()
+    number = float if single else np.asarray
+    return Solution(
+        x=z,
+        status=status.item() if single else status,
+        residual_norm=number(residual),
+        rhs_norm=number(norm),
+        bound=number(bound),
+        num_iters=0 if single else np.zeros(status.shape, dtype=int),
+        num_matvecs=0 if first is not None else 1,
+        num_rmatvecs=0,
+        solver="the given point",
+        trajectory=(z,) if trajectory else (),
+    )
+
+
+def _level_of_caller() -> int:
+    """Return how far up the stack, from a function that is called here, the first frame of the user's code is."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("implicitgrad.", "torch.")):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _refuse_tracing(name: str) -> None:
+    keys = torch._C._TorchDispatchModeKey
+    if any(torch._C._get_dispatch_mode(key) is not None for key in (keys.PROXY, keys.FAKE)):
+        raise SettingError(
+            f"{name}: got tensors that are being traced (torch.func.linearize, make_fx, torch.export), expected "
+            "numbers, on which a solver can decide when to stop. Use torch.func.jvp for linearize; leave the layer out "
+            "of the traced part."
+        )
+
+
+def _adjoint_solver(name: str, adjoint: Any, on_failure: Any) -> Solver | None:
+    if isinstance(adjoint, str):
+        if adjoint == "jfb":
+            return Neumann(max_iters=0, rtol=0.0)
+        raise SettingTypeError(f"{name}: got adjoint={adjoint!r}, expected a Solver, 'jfb' or None.")
+    check_policy(name, adjoint, on_failure)
+    solver: Solver | None = adjoint
+    return solver
+
+
+def _first_guess(name: str, layout: Layout, given: Any) -> torch.Tensor:
+    """Return a first guess of the adjoint as a flat tensor, from a flat one or from one like the state."""
+    flat_shape = (*layout.batch, layout.size)
+    if isinstance(given, torch.Tensor) and given.shape == flat_shape:
+        flat = given.detach()
+    else:
+        leaves, treespec = optree.tree_flatten(given)
+        shapes = [getattr(leaf, "shape", None) for leaf in leaves]
+        if treespec != layout.treespec or shapes != list(layout.shapes):
+            raise ShapeError(
+                f"{name}: got adjoint_x0 with shapes {shapes}, expected {tuple(flat_shape)}, as report.backward.x has, "
+                "or a structure like the state."
+            )
+        flat = layout.ravel(given).detach()
+    if flat.dtype != layout.dtype:
+        raise DtypeError(f"{name}: got adjoint_x0 of {flat.dtype}, expected {layout.dtype} as the state has.")
+    return flat
