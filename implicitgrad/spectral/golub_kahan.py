@@ -167,7 +167,8 @@ class GolubKahan:
 
         The pending next vector is orthogonal to all of the old ``V`` and stays what it is.
         """
-        kept = ritz.right[:, :, : max(1, min(self.count, self.most) // 3)]
+        # Two at least: where the neighbour is thrown away, the gap is that to a value further up.
+        kept = ritz.right[:, :, : max(2, self.count // 3 if self.count <= _WORKING else _WORKING // 3)]
         if self.directed and self._before is not None:
             padded = np.zeros((len(kept), self.count, 1), kept.dtype)
             padded[:, : self._before.shape[-1], 0] = self._before

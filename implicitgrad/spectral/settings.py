@@ -16,6 +16,7 @@ __all__ = ["Settings", "check_count", "check_number"]
 
 _BYTES = 2**26  # 64 MiB of basis by default
 _MOST = 256  # beyond, the projected problem costs more than a restart loses
+_FEWEST = 5  # two Ritz vectors, the wanted one of the step before, and two steps to a restart
 _LEAST = 32  # with fewer, a thick restart begins to lose steps
 
 
@@ -41,7 +42,7 @@ class Settings:
         check_number(self.name, "rtol", self.rtol, optional=True)
         check_number(self.name, "vector_tol", self.vector_tol, optional=True)
         check_count(self.name, "max_iters", self.max_iters, least=1, optional=True)
-        check_count(self.name, "memory", self.memory, least=4, optional=True)
+        check_count(self.name, "memory", self.memory, least=_FEWEST, optional=True)
         check_number(self.name, "confidence", self.confidence, most=1.0)
 
     def tolerance(self, eps: float) -> float:

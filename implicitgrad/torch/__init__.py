@@ -14,12 +14,9 @@ except ModuleNotFoundError as _missing:
     ) from _missing
 
 from implicitgrad.backends.sharded import Sharded
-from implicitgrad.torch.anderson import Anderson
-from implicitgrad.torch.broyden import Broyden
 from implicitgrad.torch.fixed_point import fixed_point, implicit_gradient
-from implicitgrad.torch.forward import ForwardSolver, Picard
+from implicitgrad.torch.forward import Anderson, Broyden, Equation, ForwardSolver, NewtonKrylov, Picard
 from implicitgrad.torch.module import FixedPoint
-from implicitgrad.torch.newton import NewtonKrylov
 from implicitgrad.torch.operators import vjp_operator
 from implicitgrad.torch.report import Report
 from implicitgrad.torch.root import argmin, root
@@ -27,6 +24,7 @@ from implicitgrad.torch.root import argmin, root
 __all__ = [
     "Anderson",
     "Broyden",
+    "Equation",
     "FixedPoint",
     "ForwardSolver",
     "NewtonKrylov",

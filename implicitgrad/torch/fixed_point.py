@@ -12,11 +12,11 @@ from implicitgrad.backends import Array
 from implicitgrad.errors import SettingTypeError
 from implicitgrad.operators import VJPOperator
 from implicitgrad.solvers import Solution, Solver
-from implicitgrad.torch.anderson import Anderson
-from implicitgrad.torch.compiled import uncompiled
-from implicitgrad.torch.equation import Equation
-from implicitgrad.torch.flat import FlatFunction
-from implicitgrad.torch.forward import ForwardSolver
+from implicitgrad.torch.engine.compiled import uncompiled
+from implicitgrad.torch.engine.flat import FlatFunction
+from implicitgrad.torch.forward.anderson import Anderson
+from implicitgrad.torch.forward.base import ForwardSolver
+from implicitgrad.torch.forward.equation import Equation
 from implicitgrad.torch.layout import Layout
 from implicitgrad.torch.operators import jacobian_of
 from implicitgrad.torch.passes import FlatMap, Pass, measured

@@ -9,7 +9,7 @@ import torch
 from implicitgrad.errors import SettingTypeError
 from implicitgrad.solvers import Solver
 from implicitgrad.torch.fixed_point import fixed_point
-from implicitgrad.torch.forward import ForwardSolver
+from implicitgrad.torch.forward.base import ForwardSolver
 from implicitgrad.torch.report import Report
 
 __all__ = ["FixedPoint"]

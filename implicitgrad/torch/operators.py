@@ -87,10 +87,12 @@ def jacobian_of(
     symmetric: bool = False,
     jvp: Callable[[torch.Tensor], torch.Tensor] | None = None,
     size: int | None = None,
+    twice: bool = True,
 ) -> VJPOperator:
     """Return ``d image / d point`` for two flat tensors ``(..., n)`` that a retained graph connects.
 
-    ``size`` is the length of the whole vector where the tensors are shards of it.
+    ``size`` is the length of the whole vector where the tensors are shards of it. ``twice`` says whether the graph can
+    be differentiated twice, as a JVP without forward mode needs.
     """
     if image.shape != point.shape:
         raise SettingTypeError(f"jacobian_of: got {tuple(image.shape)} of {tuple(point.shape)}, expected equal shapes.")
@@ -122,7 +124,7 @@ def jacobian_of(
     return VJPOperator(
         vjp,
         size=point.shape[-1] if size is None else size,
-        jvp=transposed_vjp if jvp is None else jvp,
+        jvp=transposed_vjp if jvp is None and twice else jvp,
         dtype=point.dtype,
         symmetric=symmetric,
         batched=point.ndim > 1,

@@ -20,12 +20,14 @@ from implicitgrad.backends.sharded import Sharded
 from implicitgrad.errors import DtypeError, SettingError, SettingTypeError, ShapeError
 from implicitgrad.solvers import Neumann, Solution, Solver
 from implicitgrad.status import Status
-from implicitgrad.torch.captured import is_transformed
-from implicitgrad.torch.distributed import Lockstep
-from implicitgrad.torch.flat import FlatFunction
-from implicitgrad.torch.implicit import Adjoint, Primal, attach
+from implicitgrad.torch.engine.derivative import Adjoint
+from implicitgrad.torch.engine.distributed import Lockstep
+from implicitgrad.torch.engine.equations import Primal
+from implicitgrad.torch.engine.flat import FlatFunction
+from implicitgrad.torch.engine.graph import is_transformed
+from implicitgrad.torch.engine.implicit import attach
+from implicitgrad.torch.engine.reattach import reattach
 from implicitgrad.torch.layout import Layout
-from implicitgrad.torch.reattach import reattach
 from implicitgrad.torch.report import Report
 
 __all__ = ["FlatMap", "Pass", "Search", "measured"]

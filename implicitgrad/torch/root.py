@@ -15,13 +15,13 @@ from implicitgrad.backends.torch import BACKEND
 from implicitgrad.errors import SettingTypeError, ShapeError
 from implicitgrad.operators import LinearOperator, VJPOperator, identity_minus
 from implicitgrad.solvers import CG, Solution, Solver
-from implicitgrad.torch.captured import is_transformed
-from implicitgrad.torch.compiled import uncompiled
-from implicitgrad.torch.equation import Equation
-from implicitgrad.torch.flat import FlatFunction
-from implicitgrad.torch.forward import ForwardSolver
+from implicitgrad.torch.engine.compiled import uncompiled
+from implicitgrad.torch.engine.flat import FlatFunction
+from implicitgrad.torch.engine.graph import is_transformed
+from implicitgrad.torch.forward.base import ForwardSolver
+from implicitgrad.torch.forward.equation import Equation
+from implicitgrad.torch.forward.newton import NewtonKrylov
 from implicitgrad.torch.layout import Layout
-from implicitgrad.torch.newton import NewtonKrylov
 from implicitgrad.torch.operators import jacobian_of
 from implicitgrad.torch.passes import FlatMap, Pass, Search
 from implicitgrad.torch.report import Report

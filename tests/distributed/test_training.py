@@ -12,9 +12,9 @@ import implicitgrad as ig
 import implicitgrad.torch as igt
 from implicitgrad.backends.sharded import ranks as ranks_module
 from implicitgrad.errors import SettingError
-from implicitgrad.torch.distributed import Lockstep, gathering_group
-from implicitgrad.torch.implicit import Adjoint
-from implicitgrad.torch.reattach import reattach
+from implicitgrad.torch.engine.derivative import Adjoint
+from implicitgrad.torch.engine.distributed import Lockstep, gathering_group
+from implicitgrad.torch.engine.reattach import reattach
 
 ROWS, WIDTH = 6, 8
 FORWARD, ADJOINT = igt.Anderson(rtol=1e-15), ig.GMRES(rtol=1e-13)

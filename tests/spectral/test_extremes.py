@@ -70,16 +70,17 @@ def test_sigma_min_is_right_to_1e_minus_6_down_to_1e_minus_8_of_the_norm(size, r
     assert abs(result.value - ratio) <= 1e-6 * ratio
 
 
+@pytest.mark.parametrize(("memory", "excess"), [(5, 1.25), (12, 1.1)])
 @pytest.mark.parametrize("criterion", ["residual", "gap"])
-def test_a_restarted_search_finds_what_an_unrestarted_one_does(criterion):
-    """Twelve vectors, by locally optimal restarts, cost at most a tenth more steps than a whole basis."""
+def test_a_restarted_search_finds_what_an_unrestarted_one_does(criterion, memory, excess):
+    """Locally optimal restarts cost a tenth of the steps with twelve vectors, a quarter with five."""
     values = np.sqrt(np.concatenate([[0.05], np.linspace(0.06, 4.0, 999)]))
     A = ig.VJPOperator(lambda u: values * u, 1000, jvp=lambda v: values * v)
     whole = ig.smallest_singular_value(A, memory=400, criterion=criterion, rtol=1e-6)
-    small = ig.smallest_singular_value(A, memory=12, criterion=criterion, rtol=1e-6)
+    small = ig.smallest_singular_value(A, memory=memory, criterion=criterion, rtol=1e-6)
     for result in (whole, small):
         assert abs(result.value - values[0]) <= 1e-6 * values[0]
-    assert small.num_iters <= 1.1 * whole.num_iters
+    assert small.num_iters <= excess * whole.num_iters
     assert whole.num_iters < 400
 
 

@@ -28,7 +28,7 @@ def extreme(request):
         ({"rtol": "fast"}, ig.SettingTypeError, "got rtol='fast', expected a number > 0 or None"),
         ({"rtol": True}, ig.SettingTypeError, "got rtol=True"),
         ({"max_iters": 2.5}, ig.SettingTypeError, "got max_iters=2.5, expected an integer >= 1 or None"),
-        ({"memory": 3}, ig.SettingError, "got memory=3, expected an integer >= 4 or None"),
+        ({"memory": 3}, ig.SettingError, "got memory=3, expected an integer >= 5 or None"),
         ({"seed": -1}, ig.SettingTypeError, "got seed=-1, expected an integer >= 0"),
         ({"on_failure": "ignore"}, ig.SettingTypeError, "got on_failure='ignore', expected 'raise', 'warn' or"),
         ({"start": np.ones(4)}, ig.ShapeError, r"got a start of shape \(4,\), expected \(..., 3\)"),

@@ -10,7 +10,7 @@ pytest.importorskip("optree")
 
 import implicitgrad as ig
 import implicitgrad.torch as igt
-from implicitgrad.torch.broyden import Broyden
+from implicitgrad.torch.forward.broyden import Broyden
 
 DOUBLE = torch.float64
 

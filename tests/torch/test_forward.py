@@ -8,9 +8,9 @@ pytest.importorskip("optree")
 
 import implicitgrad as ig
 import implicitgrad.torch as igt
-from implicitgrad.torch.broyden import Broyden
-from implicitgrad.torch.equation import Equation
-from implicitgrad.torch.newton import NewtonKrylov
+from implicitgrad.torch.forward.broyden import Broyden
+from implicitgrad.torch.forward.equation import Equation
+from implicitgrad.torch.forward.newton import NewtonKrylov
 
 SOLVERS = [
     igt.Picard(),

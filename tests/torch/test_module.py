@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 import implicitgrad as ig
 import implicitgrad.torch as igt
-from implicitgrad.torch.compiled import eager
+from implicitgrad.torch.engine.compiled import eager
 
 DOUBLE = torch.float64
 N, B = 4, 6

@@ -10,9 +10,9 @@ pytest.importorskip("optree")
 
 import implicitgrad as ig
 import implicitgrad.torch as igt
-from implicitgrad.torch.equation import Equation
-from implicitgrad.torch.forcing import Forcing
-from implicitgrad.torch.newton import NewtonKrylov
+from implicitgrad.torch.forward.equation import Equation
+from implicitgrad.torch.forward.forcing import Forcing
+from implicitgrad.torch.forward.newton import NewtonKrylov
 
 DOUBLE = torch.float64
 

@@ -11,8 +11,8 @@ import implicitgrad as ig
 import implicitgrad.torch as igt
 from implicitgrad.errors import SettingError
 from implicitgrad.status import Status
-from implicitgrad.torch.implicit import Adjoint
-from implicitgrad.torch.reattach import reattach
+from implicitgrad.torch.engine.derivative import Adjoint
+from implicitgrad.torch.engine.reattach import reattach
 
 
 def _settings(told=None, solver=None):

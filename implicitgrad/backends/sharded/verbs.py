@@ -39,6 +39,9 @@ class ShardedBackend(TorchBackend):
         return isinstance(x, Sharded)
 
     # -- one number a system: reduced over the ranks ---------------------------------------------------------------
+    def host_norm(self, x: Array) -> Any:
+        return self.to_host(self.norm(x))
+
     def inner(self, x: Array, y: Array) -> Scalar:
         total = x.ranks.sum(_products(x._local, y._local), failed(x, y))
         if x.dtype in _DOUBLE:

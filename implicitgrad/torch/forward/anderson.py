@@ -9,7 +9,7 @@ import numpy as np
 
 from implicitgrad.backends import Array
 from implicitgrad.solvers.base import check_settings
-from implicitgrad.torch.secant import SecantMethod, Window
+from implicitgrad.torch.forward.secant import SecantMethod, Window
 
 __all__ = ["Anderson"]
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from implicitgrad.backends import Array
 from implicitgrad.solvers.base import check_settings
-from implicitgrad.torch.secant import SecantMethod, Window
+from implicitgrad.torch.forward.secant import SecantMethod, Window
 
 __all__ = ["Broyden"]
 
@@ -52,7 +52,7 @@ class Broyden(SecantMethod):
     Examples
     --------
     >>> import torch, implicitgrad.torch as igt
-    >>> from implicitgrad.torch.broyden import Broyden
+    >>> from implicitgrad.torch.forward.broyden import Broyden
     >>> expanding = lambda z: torch.tensor([-3.0, 2.0], dtype=torch.float64) * z + 1.0
     >>> sol = Broyden().solve(expanding, torch.zeros(2, dtype=torch.float64))
     >>> sol.status.name, sol.num_matvecs < 10, sol.x

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from implicitgrad.errors import SettingError
-from implicitgrad.torch.distributed import Lockstep, announced, gathering_group
-from implicitgrad.torch.implicit import Adjoint
+from implicitgrad.torch.engine.derivative import Adjoint
+from implicitgrad.torch.engine.distributed import Lockstep, announced, gathering_group
 
 __all__ = ["reattach"]
 
@@ -128,5 +128,6 @@ class _Corrected(torch.autograd.Function):
             torch.autograd.grad(image, point, torch.zeros_like(image), retain_graph=True, allow_unused=True)
 
         with Lockstep(ctx.group, idle) as ranks:
-            u = ctx.adjoint.solve(image if ctx.group is None else announced(image, ranks), point, g).x
+            shown = image if ctx.group is None else announced(image, ranks)
+            u = ctx.adjoint.solve(shown, point, g, twice=ctx.group is None).x
         return None, None, None, u, None

@@ -1,4 +1,4 @@
-"""Finding the fixed point z = f(z): the interface of forward solvers, and the plain iteration.
+"""Finding the fixed point z = f(z): the interface of forward solvers.
 
 A solver says where ``f`` is evaluated next; the books of each sample (what is best, who has ended and how) are kept by
 ``search.py``, for all solvers alike. States are arrays of any library that has a backend.
@@ -7,18 +7,18 @@ A solver says where ``f`` is evaluated next; the books of each sample (what is b
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from time import perf_counter
 from typing import Any
 
 import torch
 
 from implicitgrad.backends import Array
-from implicitgrad.solvers.base import Solution, check_settings, refuse_unknown
-from implicitgrad.torch.equation import Equation, Map, equation_of
-from implicitgrad.torch.search import Search
+from implicitgrad.solvers.base import Solution, refuse_unknown
+from implicitgrad.torch.forward.equation import Equation, Map, equation_of
+from implicitgrad.torch.forward.search import Search
 
-__all__ = ["ForwardSolver", "Picard"]
+__all__ = ["ForwardSolver"]
 
 
 class ForwardSolver(ABC):
@@ -84,49 +84,3 @@ class ForwardSolver(ABC):
             if search.running:
                 self.iterate(search)
             return search.solution(perf_counter() - started)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picard(ForwardSolver):
-    """Fixed-point iteration ``z <- (1 - damping) f(z) + damping z``.
-
-    Parameters
-    ----------
-    rtol : float, optional
-        Stop a sample when ``norm(f(z) - z) <= max(rtol * norm(f(z)), atol)``. Default by dtype: ``eps**(3/4)``, 6e-6 in
-        float32 and 2e-12 in float64. The residual is that of ``f``, whatever the damping.
-    atol : float
-        In the unit of ``z``.
-    max_iters : int
-        Most steps; ``max_iters + 1`` calls of ``f``. 0 measures ``z0`` and returns it.
-    damping : float
-        Part of the old iterate that is kept, in ``[0, 1)``. Makes maps converge whose Jacobian has eigenvalues left of
-        -1, and slows down the others.
-
-    Notes
-    -----
-    Converges when the spectral radius of the Jacobian is below one, by that factor a step (Banach). Cost a step: one
-    call of ``f``, two reductions; four states.
-
-    Examples
-    --------
-    >>> import torch, implicitgrad.torch as igt
-    >>> sol = igt.Picard().solve(torch.cos, torch.zeros(1, dtype=torch.float64))
-    >>> round(sol.x.item(), 9), sol.status.name
-    (0.739085133, 'CONVERGED')
-    """
-
-    rtol: float | None = None
-    atol: float = 0.0
-    max_iters: int = 500
-    damping: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_settings(self)
-
-    def iterate(self, search: Search) -> None:
-        """Visit the damped iterates."""
-        z = search.start
-        while search.running:
-            point = search.visit(z)
-            z = point.image - float(self.damping) * point.residual if self.damping else point.image

@@ -13,7 +13,7 @@ import numpy as np
 from implicitgrad.backends import Array
 from implicitgrad.backends.host import any_true, finite, negate, pick
 from implicitgrad.status import Status
-from implicitgrad.torch.search import Point, Search
+from implicitgrad.torch.forward.search import Point, Search
 
 __all__ = ["Step", "line_search"]
 

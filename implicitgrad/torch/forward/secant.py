@@ -15,8 +15,8 @@ import numpy as np
 
 from implicitgrad.backends import Array, Backend
 from implicitgrad.backends.host import any_true, negate, pick
-from implicitgrad.torch.forward import ForwardSolver
-from implicitgrad.torch.search import Search
+from implicitgrad.torch.forward.base import ForwardSolver
+from implicitgrad.torch.forward.search import Search
 
 __all__ = ["SecantMethod", "Window"]
 

@@ -16,10 +16,10 @@ from implicitgrad.operators import LinearOperator, identity_minus
 from implicitgrad.solvers import GMRES, Solver
 from implicitgrad.solvers.base import check_settings
 from implicitgrad.status import Status
-from implicitgrad.torch.forcing import Forcing, solve_inexactly
-from implicitgrad.torch.forward import ForwardSolver
-from implicitgrad.torch.line_search import Step, line_search
-from implicitgrad.torch.search import Point, Search
+from implicitgrad.torch.forward.base import ForwardSolver
+from implicitgrad.torch.forward.forcing import Forcing, solve_inexactly
+from implicitgrad.torch.forward.line_search import Step, line_search
+from implicitgrad.torch.forward.search import Point, Search
 
 __all__ = ["NewtonKrylov"]
 
@@ -73,7 +73,7 @@ class NewtonKrylov(ForwardSolver):
     Examples
     --------
     >>> import torch
-    >>> from implicitgrad.torch.newton import NewtonKrylov
+    >>> from implicitgrad.torch.forward.newton import NewtonKrylov
     >>> expanding = lambda z: 3 * torch.sin(z) + 0.5
     >>> sol = NewtonKrylov().solve(expanding, torch.tensor([2.0], dtype=torch.float64))
     >>> sol.status.name, sol.num_iters < 7, round(sol.x.item(), 6)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from implicitgrad.torch.captured import is_transformed
+from implicitgrad.torch.engine.graph import is_transformed
 
 __all__ = ["linearized", "pulled_back", "push_forward"]
 

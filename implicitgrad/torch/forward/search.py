@@ -23,7 +23,7 @@ from implicitgrad.operators import LinearOperator
 from implicitgrad.operators.precision import in_half_precision
 from implicitgrad.solvers.base import Solution
 from implicitgrad.status import Status
-from implicitgrad.torch.equation import Equation
+from implicitgrad.torch.forward.equation import Equation
 
 __all__ = ["Point", "Search"]
 

@@ -17,12 +17,14 @@ import optree
 import torch
 
 from implicitgrad.errors import OperatorError, SettingError, SettingTypeError
-from implicitgrad.torch.captured import Observed, Substituted, is_transformed
-from implicitgrad.torch.compiled import eager
-from implicitgrad.torch.distributed import gathering_group
-from implicitgrad.torch.frozen import Frozen
+from implicitgrad.torch.engine.captured import Observed
+from implicitgrad.torch.engine.compiled import eager
+from implicitgrad.torch.engine.distributed import gathering_group
+from implicitgrad.torch.engine.frozen import Frozen
+from implicitgrad.torch.engine.graph import is_transformed
+from implicitgrad.torch.engine.members import Members
+from implicitgrad.torch.engine.substituted import Substituted
 from implicitgrad.torch.layout import Layout
-from implicitgrad.torch.members import Members
 
 __all__ = ["FlatFunction"]
 

@@ -1,9 +1,9 @@
-"""Which tensors a map reaches besides its arguments, and how to put others in their place.
+"""Which tensors a map reaches besides its arguments, and which it writes to: seen in one call.
 
 A map may come by a tensor in any way: as a parameter of a module, through a closure, a global, an attribute. One call
 of it is observed, and every tensor that some torch function is handed, that carries a derivative and that the call did
 not make itself, is *captured*. Captured tensors become explicit inputs of the implicit function, so their gradients are
-those of arguments, to every order; to evaluate the map for other values of them, stand-ins are put in their place.
+those of arguments, to every order; ``substituted.py`` evaluates the map for other values of them.
 
 What passes by torch functions unseen (a tensor that only a custom ``autograd.Function`` or a compiled region touches)
 is looked for in the graph of the call. A leaf is found there; anything else is refused in words, for its gradient would
@@ -17,25 +17,18 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
-from torch.overrides import TorchFunctionMode, handle_torch_function
+from torch.overrides import TorchFunctionMode
 
 from implicitgrad.errors import OperatorError, SettingError
+from implicitgrad.torch.engine.graph import age, has_tangent, is_transformed, leaves_of, now
+from implicitgrad.torch.engine.substituted import stand_in
 
-__all__ = ["Observed", "Substituted", "is_transformed", "refuse_unknown_leaves"]
+__all__ = ["Observed"]
 
 # torch functions that write into tensors without saying so: not in their names, nor in the tensors' version counters.
 _WRITES_STATISTICS = ("batch_norm", "instance_norm")
 # And some that say so and leave the numbers alone.
 _WRITES_NOTHING = ("requires_grad_", "detach_", "share_memory_")
-
-
-def is_transformed(x: object = None) -> bool:
-    """Return whether ``x`` is a wrapper of a ``torch.func`` transform; without ``x``, whether one is active."""
-    functorch = torch._C._functorch
-    if x is None:
-        return functorch.peek_interpreter_stack() is not None
-    return isinstance(x, torch.Tensor) and functorch.is_functorch_wrapped_tensor(x)
 
 
 class Observed(TorchFunctionMode):
@@ -70,13 +63,13 @@ class Observed(TorchFunctionMode):
         self._level = torch._C._functorch.maybe_current_level() or 0
         with torch.enable_grad():
             self.start = torch.zeros((), requires_grad=True) + 0  # older graph nodes are not the map's
-        self._first = self._last = _age(self.start.grad_fn)
+        self._first = self._last = age(self.start.grad_fn)
         self.captured: list[torch.Tensor] = []
 
     def __exit__(self, *exception: Any) -> None:
         """Remember when the call ended."""
         super().__exit__(*exception)
-        self._last = _now()
+        self._last = now()
 
     @property
     def written(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -123,7 +116,7 @@ class Observed(TorchFunctionMode):
     def _carries_derivative(self, t: torch.Tensor) -> bool:
         if self._transformed and is_transformed(t):
             return True
-        if _has_tangent(t):
+        if has_tangent(t):
             return True
         return t.requires_grad if self._gradients else t.is_inference()
 
@@ -137,7 +130,7 @@ class Observed(TorchFunctionMode):
 
         What a custom Function makes is not. A node of another thread may be of any age; one from the future is of one.
         """
-        return t.grad_fn is None or self._transformed or not self._first <= _age(t.grad_fn) <= _now()
+        return t.grad_fn is None or self._transformed or not self._first <= age(t.grad_fn) <= now()
 
     def reached(self, name: str, image: torch.Tensor) -> list[torch.Tensor]:
         """Return the captured tensors that ``image``, the value of the call, depends on.
@@ -156,7 +149,7 @@ class Observed(TorchFunctionMode):
         """
         if self._transformed or not self._gradients or image.grad_fn is None:
             return self.captured
-        in_place = [_stand_in(t) for t in self.captured]  # where an outer map is evaluated with other tensors
+        in_place = [stand_in(t) for t in self.captured]  # where an outer map is evaluated with other tensors
         heads = {t.grad_fn for t in in_place if t.grad_fn is not None}
         met: set[Any] = set()
 
@@ -164,7 +157,7 @@ class Observed(TorchFunctionMode):
             if node in heads:
                 met.add(node)
                 return True
-            if not self._first <= _age(node) <= self._last:
+            if not self._first <= age(node) <= self._last:
                 raise SettingError(
                     f"{name}: f uses a tensor computed before the call ({node.name()}) in a way that cannot be "
                     "followed, expected such tensors as arguments, or their gradient would be lost. Write f(z, x) and "
@@ -172,103 +165,14 @@ class Observed(TorchFunctionMode):
                 )
             return False
 
-        leaves = {id(leaf): leaf for leaf in _leaves(image, stop)}
+        leaves = {id(leaf): leaf for leaf in leaves_of(image, stop)}
         reached = [
             t
             for t, used in zip(self.captured, in_place, strict=True)
-            if id(used) in leaves or used.grad_fn in met or _has_tangent(t)
+            if id(used) in leaves or used.grad_fn in met or has_tangent(t)
         ]
         known = {*self._known, *map(id, in_place)}
         return reached + [leaf for key, leaf in leaves.items() if key not in known]
-
-
-class Substituted(TorchFunctionMode):
-    """While active, every torch function that is handed one of ``tensors`` receives its stand-in instead.
-
-    So the partial derivative of a map with respect to a tensor that it has captured can be told from the total one:
-    the stand-in is a tensor that nothing but this evaluation depends on.
-    """
-
-    def __init__(self, tensors: Sequence[torch.Tensor], stand_ins: Sequence[torch.Tensor]) -> None:
-        super().__init__()
-        self._stand_ins = {id(t): s for t, s in zip(tensors, stand_ins, strict=True)}
-
-    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call ``func`` with the stand-ins."""
-        return func(*self._swapped(args), **{key: self._swapped(value) for key, value in (kwargs or {}).items()})
-
-    def _swapped(self, x: Any) -> Any:
-        if isinstance(x, torch.Tensor):
-            stand_in = self._stand_ins.get(id(x))
-            return stand_in if stand_in is not None else self._rewrapped(x) if is_transformed(x) else x
-        if x.__class__ is tuple or x.__class__ is list:
-            return x.__class__(map(self._swapped, x))
-        if x.__class__ is dict:
-            return {key: self._swapped(value) for key, value in x.items()}
-        return x
-
-    def _rewrapped(self, x: torch.Tensor) -> torch.Tensor:
-        """Return ``x``, the wrapper of a ``vmap`` inside of the map, around the stand-in for what it holds."""
-        functorch = torch._C._functorch
-        if not functorch.is_batchedtensor(x):
-            return x
-        inner = functorch.get_unwrapped(x)
-        swapped = self._swapped(inner)
-        if swapped is inner:
-            return x
-        result: torch.Tensor = functorch._add_batch_dim(
-            swapped, functorch.maybe_get_bdim(x), functorch.maybe_get_level(x)
-        )
-        return result
-
-
-def _stand_in(t: torch.Tensor) -> torch.Tensor:
-    """Return what stands in for ``t`` now: a torch function like any other to the modes that are active."""
-    if torch._C._is_torch_function_mode_enabled():
-        result: torch.Tensor = handle_torch_function(_stand_in, (t,), t)
-        return result
-    return t
-
-
-def refuse_unknown_leaves(name: str, image: torch.Tensor, known: Sequence[torch.Tensor]) -> None:
-    """Raise where ``image`` depends on a leaf that is not among the tensors ``known`` to the implicit function.
-
-    Parameters
-    ----------
-    name : str
-        Opens the error message.
-    image : tensor
-        What the map returned for stand-ins of all of its tensors.
-    known : sequence of tensor
-        Those stand-ins. The graph is not followed beyond them.
-    """
-    own = {t.grad_fn for t in known if t.grad_fn is not None}
-    leaves = {id(t) for t in known}
-    for leaf in _leaves(image, lambda node: node in own):
-        if id(leaf) not in leaves:
-            raise SettingError(
-                f"{name}: at the fixed point f depends on a tensor of shape {tuple(leaf.shape)} in a way that was not "
-                "seen before: on another branch than at the start, or through something that no torch function shows. "
-                "Its gradient would be wrong. Pass the tensor as an argument of f."
-            )
-
-
-def _leaves(image: torch.Tensor, stop: Callable[[Any], bool]) -> list[torch.Tensor]:
-    """Return the leaves that ``image`` depends on, without looking past graph nodes for which ``stop`` holds."""
-    leaves: dict[int, torch.Tensor] = {}
-    seen: set[Any] = set()
-    stack = [image.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        variable = getattr(node, "variable", None)
-        if variable is not None:  # AccumulateGrad: the end of a path
-            leaves[id(variable)] = variable
-        elif not stop(node):
-            stack.extend(following for following, _ in node.next_functions)
-    return list(leaves.values())
 
 
 def _tensors(x: Any) -> Iterator[torch.Tensor]:
@@ -294,22 +198,6 @@ def _targets(name: str, args: Any, kwargs: dict[str, Any]) -> Iterator[torch.Ten
     if (name.endswith("_") and not name.endswith("__")) or name in ("__setitem__", "set_data") or name[:3] == "__i":
         yield from _tensors(args[:1])
     yield from _tensors(kwargs.get("out"))
-
-
-def _age(node: Any) -> int:
-    age: int = node._sequence_nr()  # counts the nodes that this thread has made
-    return age
-
-
-def _now() -> int:
-    """Return the age of a node made now."""
-    with torch.enable_grad():
-        return _age((torch.zeros((), requires_grad=True) + 0).grad_fn)
-
-
-def _has_tangent(t: torch.Tensor) -> bool:
-    """Return whether ``t`` is a dual number of ``torch.autograd.forward_ad``."""
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(t).tangent is not None
 
 
 def _version(t: torch.Tensor) -> int:
