@@ -12,7 +12,7 @@ import numpy as np
 
 from implicitgrad.backends import Array, backend_of
 from implicitgrad.diagnose.report import Diagnosis, NeumannError, SolverRun
-from implicitgrad.errors import SettingError, SettingTypeError, ShapeError
+from implicitgrad.errors import DtypeError, SettingError, SettingTypeError, ShapeError
 from implicitgrad.operators import LinearOperator, identity_minus
 from implicitgrad.solvers import CG, GMRES, LSMR, MINRES, Auto, BiCGSTAB, Neumann, NormalEquations, Solution, Solver
 from implicitgrad.spectral import (
@@ -65,8 +65,9 @@ def diagnose(
 
     Raises
     ------
-    SettingTypeError, SettingError, ShapeError
-        ``J`` is no square LinearOperator; settings that make no sense. Numerical failure is part of the report.
+    SettingTypeError, SettingError, ShapeError, DtypeError
+        ``J`` is no square LinearOperator, ``g`` does not fit; settings that make no sense. Numerical failure is part of
+        the report.
 
     Notes
     -----
@@ -100,6 +101,9 @@ def diagnose(
     example = J.example() if g is None else g
     backend = backend_of(example, name)
     g = backend.random_like(example, seed) if g is None else backend.stop_gradient(g)
+    facts = backend.facts(g.dtype)
+    if facts is None:
+        raise DtypeError(f"{name}: got g of dtype {g.dtype}, expected floating point. Cast it.")
     J = J if J.has_adjoint else J.H  # the spectrum is the same, and so is what follows, of the transpose
     both = J.has_forward and J.has_adjoint
 
@@ -128,12 +132,8 @@ def diagnose(
         solvers=runs,
         eigenvalues=_finite(radius.ritz_values),
         singular_values=np.zeros(0) if smallest is None else _finite(smallest.ritz_values),
-        eps=(backend.facts(g.dtype) or _refuse(name, g)).eps,
+        eps=facts.eps,
     )
-
-
-def _refuse(name: str, g: Array) -> Any:
-    raise SettingTypeError(f"{name}: got g of dtype {g.dtype}, expected floating point. Cast it.")
 
 
 def _solvers(J: LinearOperator, both: bool, rtol: float, max_iters: int) -> list[Solver]:

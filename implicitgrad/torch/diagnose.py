@@ -10,7 +10,7 @@ import torch
 from implicitgrad.diagnose import Diagnosis
 from implicitgrad.diagnose import diagnose as diagnose_operator
 from implicitgrad.errors import ShapeError
-from implicitgrad.torch.flat import FlatFunction
+from implicitgrad.torch.engine.flat import FlatFunction
 from implicitgrad.torch.layout import Layout
 from implicitgrad.torch.operators import jacobian_of
 

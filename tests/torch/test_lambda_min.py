@@ -15,8 +15,9 @@ import implicitgrad as ig
 import implicitgrad.torch as igt
 from implicitgrad.torch.regularizers import lambda_min, lambda_min_penalty
 from implicitgrad.torch.regularizers.adjoint import SigmaDerivative
-from implicitgrad.torch.regularizers.golub_kahan import bidiagonalize, smallest_pair
+from implicitgrad.torch.regularizers.golub_kahan import bidiagonalize
 from implicitgrad.torch.regularizers.linearized import MapAt
+from implicitgrad.torch.regularizers.ritz import smallest_pair
 from implicitgrad.torch.regularizers.streamed import streamed
 
 DOUBLE = torch.float64

@@ -28,8 +28,9 @@ from dataclasses import dataclass
 
 import torch
 
-from implicitgrad.torch.regularizers.golub_kahan import ROUNDING, Bidiagonalization, RitzPair, project
+from implicitgrad.torch.regularizers.golub_kahan import ROUNDING, Bidiagonalization, project
 from implicitgrad.torch.regularizers.linearized import Linearized
+from implicitgrad.torch.regularizers.ritz import RitzPair
 
 __all__ = ["SigmaDerivative"]
 

@@ -14,8 +14,8 @@ import torch
 
 from implicitgrad.errors import SettingTypeError
 from implicitgrad.operators import VJPOperator
-from implicitgrad.torch.captured import is_transformed
-from implicitgrad.torch.flat import FlatFunction
+from implicitgrad.torch.engine.flat import FlatFunction
+from implicitgrad.torch.engine.graph import is_transformed
 from implicitgrad.torch.layout import Layout
 from implicitgrad.torch.operators import jacobian_of
 

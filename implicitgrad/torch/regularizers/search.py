@@ -21,15 +21,9 @@ from implicitgrad.spectral import SpectralResult, smallest_singular_value
 from implicitgrad.status import Status
 from implicitgrad.torch.regularizers.adjoint import SigmaDerivative
 from implicitgrad.torch.regularizers.first_order import first_order_only
-from implicitgrad.torch.regularizers.golub_kahan import (
-    ROUNDING,
-    Bidiagonalization,
-    RitzPair,
-    bidiagonal,
-    bidiagonalize,
-    smallest_pair,
-)
+from implicitgrad.torch.regularizers.golub_kahan import ROUNDING, Bidiagonalization, bidiagonalize
 from implicitgrad.torch.regularizers.linearized import Linearized, MapAt
+from implicitgrad.torch.regularizers.ritz import RitzPair, bidiagonal, smallest_pair
 from implicitgrad.torch.regularizers.streamed import streamed
 
 __all__ = ["Search", "check_number"]
