@@ -1,7 +1,7 @@
 """The smallest singular triplet of the bidiagonal matrix ``B`` of Golub-Kahan, and what it is worth for ``A``.
 
-Everything here is arithmetic on the coefficients ``alpha`` and ``beta``, a few numbers a system, with history where they
-have one. Used by the process to know when to stop, and by ``search.py`` for the value and its gradient.
+Everything here is arithmetic on the coefficients ``alpha`` and ``beta``, a few numbers a system, with history where
+they have one. Used by the process to know when to stop, and by ``search.py`` for the value and its gradient.
 """
 
 from __future__ import annotations
