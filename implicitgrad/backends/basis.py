@@ -87,7 +87,7 @@ class Basis:
         rows: Array = None
         done = 0
         for block, size in zip(self._rows, self._sizes, strict=True):
-            part = backend.mix_rows(backend.from_numpy(weights[..., done : done + size], self._like), block)
+            part = backend.mix_rows(backend.coefficients(weights[..., done : done + size], self._like), block)
             rows = part if rows is None else rows + part
             done += size
         if rows is not None and weights.shape[-2]:

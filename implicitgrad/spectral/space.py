@@ -185,8 +185,7 @@ class Space:
         """Return each system's complex number times ``x``, a complex vector."""
         if self.single:
             return x * complex(values[0])
-        factors = self.backend.from_numpy(values.reshape(*self.batch, 1), x)
-        return x * factors
+        return x * self.backend.coefficients(values.reshape(*self.batch, 1), x)
 
     def select(self, where: Host, x: Array, y: Array) -> Array:
         """Return ``x`` for the systems in ``where``, ``y`` for the others."""

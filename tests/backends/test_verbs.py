@@ -178,7 +178,7 @@ def test_rows_are_mixed(convert, shape, dtype):
     size = (
         np.linalg.norm(wide(weights), axis=-2)[..., None] * np.linalg.norm(wide(rows), axis=(-2, -1))[..., None, None]
     )
-    mixed = backend.mix_rows(convert(np.swapaxes(weights, -1, -2).copy()), convert(rows))
+    mixed = backend.mix_rows(backend.coefficients(np.swapaxes(weights, -1, -2).copy(), X), convert(rows))
     assert mixed.dtype == X.dtype
     assert_close(backend.to_numpy(mixed), expected, eps=eps_of(dtype), scale=size + 0 * np.abs(expected))
     basis = Basis(backend, X, most=64)

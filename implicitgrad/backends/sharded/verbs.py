@@ -130,6 +130,9 @@ class ShardedBackend(TorchBackend):
         local = super().subtract_rows(x._local, coefficients, rows._local)
         return made(local, x.ranks, failed(x, rows))
 
+    def mix_rows(self, coefficients: Array, rows: Array) -> Array:
+        return made(super().mix_rows(coefficients, rows._local), rows.ranks, rows.failure)
+
     # -- matrices and foreign callables ------------------------------------------------------------------------------
     def conjugate_transpose(self, matrix: Array) -> Array:
         raise BackendError("DenseOperator: got a Sharded matrix, expected a tensor. Wrap its product: VJPOperator.")

@@ -136,8 +136,8 @@ def _differentiable_pull_back(
     """Return the cotangents of ``tensors`` as differentiable functions of ``g``, ``x`` and ``tensors``."""
     system = Transposed(equation.adjoint, equation)
     u = attach(system, torch.zeros_like(g), g, x, *tensors)
-    for solution in system.found:
-        if not _all_converged(solution):
+    while system.found:  # emptied, for the graph will hold the system
+        if not _all_converged(solution := system.found.pop()):
             words = (
                 f"{equation.adjoint.name}: got a second derivative (create_graph=True) through an adjoint solve that "
                 f"ended as {_names(solution)}, expected CONVERGED: the derivative of an approximation is not an "
