@@ -1,0 +1,245 @@
+"""The report itself: numbers, a page of text, a dictionary, a picture. It measures nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from implicitgrad.diagnose.advice import advise, verdict
+
+__all__ = ["Diagnosis", "NeumannError", "SolverRun", "times"]
+
+
+@dataclass(frozen=True)
+class NeumannError:
+    """The truncated Neumann series after ``products`` products.
+
+    Attributes
+    ----------
+    products : int
+        ``K``: the terms ``t = 0 .. K`` are summed.
+    error : float or None
+        ``norm(z_K - z) / norm(z)`` as measured; None where no solver found ``z``.
+    bound : float
+        ``norm(J)^(K+1)``, which proposition 2 promises; Inf without a JVP.
+    """
+
+    products: int
+    error: float | None
+    bound: float
+
+
+@dataclass(frozen=True)
+class SolverRun:
+    """One solver on ``(I - J)^H z = g``.
+
+    Attributes
+    ----------
+    name, status : str
+    products : int
+        VJPs and JVPs, the final check included.
+    relative_residual : float
+        Recomputed.
+    course : tuple of (float, float)
+        Products, and the method's own estimate of the relative residual after them.
+    """
+
+    name: str
+    status: str
+    products: int
+    relative_residual: float
+    course: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Diagnosis:
+    """What ``diagnose`` found. For a batch each number is that of the worst system.
+
+    Attributes
+    ----------
+    size, systems : int
+        ``n``, and how many systems.
+    dtype : str
+    eps : float
+        Its spacing at 1.
+    fixed_point_residual : float or None
+        ``norm(F(h) - h) / norm(F(h))``; None where only ``J`` was given.
+    radius : float
+        ``rho(J)``: plain iteration converges below 1, by this factor a step in the long run.
+    norm : float or None
+        ``norm(J, 2)``: every step contracts below 1. None without a JVP, like the next ones.
+    sigma_min : float or None
+        Smallest singular value of ``I - J``; an adjoint is at most ``1 / sigma_min`` times its cotangent.
+    sigma_min_interval : tuple of float, or None
+        ``(lower, upper)`` for it; ``upper`` always holds, ``lower`` under ``sigma_min_condition``.
+    sigma_min_condition : str or None
+    sigma_min_residual : float or None
+        ``norm((I - J)^H u - sigma_min v)``: some singular value is that near, always.
+    radius_converged, sigma_min_converged : bool
+        Whether the searches came to their end.
+    departure : float or None
+        From normality: ``lambda_max(J^H J - J J^H) / norm(J)^2``, between 0 (normal) and 1.
+    rtol : float
+        The relative residual that ``solvers`` were asked for.
+    neumann : tuple of NeumannError
+    solvers : tuple of SolverRun
+    eigenvalues, singular_values : ndarray
+        Ritz values: of ``J``, complex, and of ``I - J``.
+    """
+
+    size: int
+    systems: int
+    dtype: str
+    eps: float
+    fixed_point_residual: float | None
+    radius: float
+    radius_converged: bool
+    norm: float | None
+    sigma_min: float | None
+    sigma_min_interval: tuple[float, float] | None
+    sigma_min_condition: str | None
+    sigma_min_residual: float | None
+    sigma_min_converged: bool
+    departure: float | None
+    rtol: float
+    neumann: tuple[NeumannError, ...]
+    solvers: tuple[SolverRun, ...]
+    eigenvalues: Any = field(repr=False)
+    singular_values: Any = field(repr=False)
+
+    @property
+    def contraction(self) -> bool | None:
+        """Whether every step brings two states nearer, ``norm(J) < 1``; None where the norm is not known."""
+        return None if self.norm is None else self.norm < 1
+
+    @property
+    def recommended(self) -> str:
+        """The solver with the fewest products of those that converged; what to try where none did."""
+        converged = [run for run in self.solvers if run.status == "CONVERGED"]
+        if converged:
+            return min(converged, key=lambda run: run.products).name
+        return "Dense" if self.size <= 256 else "LSMR" if self.norm is not None else "GMRES"
+
+    @property
+    def verdict(self) -> str:
+        """``"healthy"``, ``"slow"`` or ``"sick"``, with the reason."""
+        return verdict(self)
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What to do, in sentences; the most urgent first."""
+        return advise(self)
+
+    def __str__(self) -> str:
+        """Return the page."""
+        return "\n".join(_page(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the numbers and sentences as what ``json.dumps`` takes; Inf and NaN become None."""
+        plain = asdict(self)
+        plain["eigenvalues"] = [[value.real, value.imag] for value in np.asarray(self.eigenvalues, complex).tolist()]
+        plain["singular_values"] = np.asarray(self.singular_values, float).tolist()
+        plain |= {
+            "contraction": self.contraction,
+            "recommended": self.recommended,
+            "verdict": self.verdict,
+            "advice": list(self.advice),
+        }
+        result: dict[str, Any] = _jsonable(plain)
+        return result
+
+    def plot(self, path: Any = None) -> Any:
+        """Draw the three pictures of the report; return the matplotlib ``Figure``.
+
+        Eigenvalues in the complex plane, with the unit circle and the point 1; residual against products for each
+        solver; singular values of ``I - J``.
+
+        Parameters
+        ----------
+        path : str or Path, optional
+            Also save it there; the suffix says in which format.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            Without matplotlib: ``pip install "implicitgrad[plot]"``.
+        """
+        from implicitgrad.diagnose.plot import draw  # matplotlib is loaded by who wants a picture
+
+        return draw(self, path)
+
+
+def _page(d: Diagnosis) -> list[str]:
+    systems = "" if d.systems == 1 else f", the worst of {d.systems} systems"
+    noun = "numbers" if d.size > 1 else "number"
+    lines = [f"Fixed point of {d.size} {noun}, {d.dtype}{systems}: {d.verdict}", ""]
+
+    def row(label: str, value: str, note: str = "") -> None:
+        lines.append(f"  {label:<24}{value:<13}{note}".rstrip())
+
+    if d.fixed_point_residual is not None:
+        row("norm(F(h) - h)", f"{d.fixed_point_residual:.1e}", "relative to norm(F(h))")
+    unsure = "" if d.radius_converged else "; not converged"
+    row("rho(J)", f"{d.radius:.4g}", ("iteration converges" if d.radius < 1 else "iteration diverges") + unsure)
+    if d.norm is not None:
+        row("norm(J)", f"{d.norm:.4g}", "a contraction" if d.contraction else "no contraction")
+    if d.sigma_min is not None and d.sigma_min_interval is not None:
+        row("sigma_min(I - J)", f"{d.sigma_min:.4g}", f"adjoints up to {times(d.sigma_min)} their cotangent")
+        low, high = d.sigma_min_interval
+        sure = "" if d.sigma_min_converged else "; the search did not converge"
+        row("  residual", f"{d.sigma_min_residual:.1e}", f"some singular value is that near{sure}")
+        row("  lies in", f"[{low:.3g}, {high:.3g}]")
+        lines.append(f"  {'  lower end':<24}{d.sigma_min_condition}")
+    if d.departure is not None:
+        kind = "normal" if d.departure < 0.05 else "far from normal" if d.departure > 0.5 else "not normal"
+        row("departure", f"{d.departure:.2g}", f"{kind} (0 to 1)")
+    lines += ["", f"  Solver, to a relative residual of {d.rtol:.0e}     products   residual   status"]
+    for run in sorted(d.solvers, key=lambda run: (run.status != "CONVERGED", run.products)):
+        mark = "*" if run.name == d.recommended and run.status == "CONVERGED" else " "
+        lines.append(f"  {mark} {run.name:<44}{run.products:>6}   {run.relative_residual:8.1e}   {run.status}")
+    lines += ["", f"  {'Neumann series of K products':<31}" + "".join(f"{f'K = {n.products}':>11}" for n in d.neumann)]
+    lines.append(f"  {'  error, measured':<31}" + "".join(f"{_number(n.error):>11}" for n in d.neumann))
+    if d.norm is not None:
+        lines.append(f"  {'  error, norm(J)^(K+1)':<31}" + "".join(f"{_number(n.bound):>11}" for n in d.neumann))
+    lines += ["", "  What to do"]
+    for sentence in d.advice:
+        lines += _wrapped(sentence)
+    return lines
+
+
+def _wrapped(sentence: str, width: int = 96) -> list[str]:
+    from textwrap import wrap
+
+    return wrap(sentence, width, initial_indent="  - ", subsequent_indent="    ")
+
+
+def times(sigma: float) -> str:
+    """Return by how much an adjoint may be larger than its cotangent, in words."""
+    if sigma <= 0:
+        return "any number of times"
+    return (
+        f"{1 / sigma:.3g} times"
+        if sigma > 1e-2
+        else f"{1 / sigma:,.0f} times"
+        if sigma > 1e-7
+        else f"{1 / sigma:.0e} times"
+    )
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "unknown"
+    return "diverges" if value > 1e3 else f"{value:.1e}"
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
