@@ -26,7 +26,6 @@ from regularized_picture import Curve, draw
 
 import implicitgrad as ig
 import implicitgrad.torch as igt
-from implicitgrad.torch.regularizers import lambda_min, lambda_min_penalty
 
 UNITS, POINTS = 8, 40
 RATE, MOMENTUM = 0.1, 0.9
@@ -116,7 +115,7 @@ def gradient_of(run: Run, x: torch.Tensor, y: torch.Tensor, weight: float) -> tu
     loss = total = (h @ net.R.T - y).square().mean()
     if weight:
         # h keeps its history, so the penalty sees that the fixed point moves with the weights.
-        penalty, spectrum = lambda_min_penalty(
+        penalty, spectrum = igt.lambda_min_penalty(
             net.update,
             h,
             net.drive(x),
@@ -149,7 +148,7 @@ def train(run: Run, steps: int, weight: float, every: int = 1) -> None:
         if spectrum is None:  # looked at, not trained with; not part of the time
             with torch.no_grad():
                 settings = {"batch_ndim": 1, "rtol": PAIR_TOLERANCE, "on_failure": "return", "return_result": True}
-                _, spectrum = lambda_min(net.update, report.forward.x, net.drive(x), **settings)
+                _, spectrum = igt.lambda_min(net.update, report.forward.x, net.drive(x), **settings)
         run.losses.append(loss.item())
         run.sigmas.append(float(spectrum.value.min()))
         run.gradients.append(float(torch.cat([p.grad.reshape(-1) for p in net.parameters()]).norm()))

@@ -5,6 +5,7 @@
 """
 
 from implicitgrad.adjoint import adjoint_solve, solve, tangent_solve
+from implicitgrad.diagnose import Diagnosis, diagnose
 from implicitgrad.errors import (
     BackendError,
     ConvergenceWarning,
@@ -66,6 +67,7 @@ __all__ = [
     "Dense",
     "DenseOperator",
     "DeviceError",
+    "Diagnosis",
     "DtypeError",
     "Estimate",
     "GradientError",
@@ -88,6 +90,7 @@ __all__ = [
     "VJPOperator",
     "adjoint_solve",
     "check_operator",
+    "diagnose",
     "gershgorin_lower_bound",
     "gradient_error_bound",
     "identity_minus",

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 import implicitgrad.torch as igt
-from implicitgrad.torch.diagnose import diagnose
 
 UNITS = 100
 
@@ -31,6 +30,6 @@ if __name__ == "__main__":
     for name, feedback in (("healthy", 0.0), ("sick", 1.0725)):
         W = network(feedback)
         h = igt.fixed_point(update, torch.zeros_like(x), W, x)
-        report = diagnose(update, h, W, x)
+        report = igt.diagnose(update, h, W, x)
         print(f"{name}\n{report}\n")
         report.plot(Path(__file__).with_name(f"diagnose-{name}.png"))

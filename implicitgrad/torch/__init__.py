@@ -1,7 +1,8 @@
 """implicitgrad for PyTorch: ``import implicitgrad.torch as igt``.
 
-``fixed_point`` finds ``z = f(z, *args)`` and differentiates through it implicitly; ``vjp_operator`` hands the Jacobian
-of any torch map to the solvers; a ``Report`` tells what a pass did, forward and backward.
+``fixed_point``, ``root``, ``argmin`` and the module ``FixedPoint`` solve an equation and differentiate through it
+implicitly; a ``Report`` tells what a pass did, forward and backward, ``diagnose`` what is wrong with a fixed point, and
+``lambda_min_penalty`` keeps it from going wrong. ``vjp_operator`` hands the Jacobian of any torch map to the solvers.
 """
 
 try:
@@ -14,10 +15,18 @@ except ModuleNotFoundError as _missing:
     ) from _missing
 
 from implicitgrad.backends.sharded import Sharded
+from implicitgrad.torch.diagnose import diagnose
 from implicitgrad.torch.fixed_point import fixed_point, implicit_gradient
 from implicitgrad.torch.forward import Anderson, Broyden, Equation, ForwardSolver, NewtonKrylov, Picard
 from implicitgrad.torch.module import FixedPoint
 from implicitgrad.torch.operators import vjp_operator
+from implicitgrad.torch.regularizers import (
+    gershgorin_penalty,
+    jacobian_norm_penalty,
+    lambda_min,
+    lambda_min_penalty,
+    spectral_radius_penalty,
+)
 from implicitgrad.torch.report import Report
 from implicitgrad.torch.root import argmin, root
 
@@ -32,8 +41,14 @@ __all__ = [
     "Report",
     "Sharded",
     "argmin",
+    "diagnose",
     "fixed_point",
+    "gershgorin_penalty",
     "implicit_gradient",
+    "jacobian_norm_penalty",
+    "lambda_min",
+    "lambda_min_penalty",
     "root",
+    "spectral_radius_penalty",
     "vjp_operator",
 ]
