@@ -15,7 +15,8 @@ from implicitgrad.backends import Array, opened
 from implicitgrad.errors import ConvergenceWarning, NotConvergedError, SettingTypeError
 from implicitgrad.operators import LinearOperator, identity_minus
 from implicitgrad.solvers.auto import Auto, fall_back
-from implicitgrad.solvers.base import Solution, Solver, check_system
+from implicitgrad.solvers.base import Solver, check_system
+from implicitgrad.solvers.solution import Solution
 
 __all__ = ["adjoint_solve", "report_failure", "solve", "tangent_solve"]
 

@@ -15,8 +15,9 @@ from implicitgrad.errors import DtypeError, MissingProductError, SettingTypeErro
 from implicitgrad.operators import LinearOperator
 from implicitgrad.operators.algebra import shifted, split_shift
 from implicitgrad.scipy.call import LEAST_SQUARES, MARGIN, NEED_ADJOINT, OURS, PRODUCTS, Call
-from implicitgrad.solvers.base import Solution, check_settings, check_system, default_max_iters
+from implicitgrad.solvers.base import check_settings, check_system, default_max_iters
 from implicitgrad.solvers.iteration import IterativeSolver
+from implicitgrad.solvers.solution import Solution
 from implicitgrad.solvers.system import System
 
 __all__ = ["ScipySolver"]

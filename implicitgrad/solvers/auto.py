@@ -11,12 +11,13 @@ import numpy as np
 
 from implicitgrad.backends import Array, backend_of
 from implicitgrad.operators import LinearOperator
-from implicitgrad.solvers.base import Attempt, Solution, Solver, check_settings, check_system, default_max_iters, timed
+from implicitgrad.solvers.base import Solver, check_settings, check_system, default_max_iters, timed
 from implicitgrad.solvers.bicgstab import BiCGSTAB
 from implicitgrad.solvers.dense import Dense
 from implicitgrad.solvers.gmres import GMRES
 from implicitgrad.solvers.lsmr import LSMR
 from implicitgrad.solvers.minres import MINRES
+from implicitgrad.solvers.solution import Attempt, Solution
 from implicitgrad.status import Status
 
 __all__ = ["Auto", "fall_back"]

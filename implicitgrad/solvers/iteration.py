@@ -24,7 +24,8 @@ import numpy as np
 from implicitgrad.backends import Array
 from implicitgrad.backends.host import all_true, any_true, finite, ldexp, negate, pick
 from implicitgrad.operators import LinearOperator
-from implicitgrad.solvers.base import Solution, Solver, check_system, default_max_iters
+from implicitgrad.solvers.base import Solver, check_system, default_max_iters
+from implicitgrad.solvers.solution import Solution
 from implicitgrad.solvers.system import System
 from implicitgrad.status import Status
 

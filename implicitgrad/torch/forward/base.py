@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from implicitgrad.backends import Array
-from implicitgrad.solvers.base import Solution, refuse_unknown
+from implicitgrad.solvers.base import refuse_unknown
+from implicitgrad.solvers.solution import Solution
 from implicitgrad.torch.forward.equation import Equation, Map, equation_of
 from implicitgrad.torch.forward.search import Search
 

@@ -21,7 +21,7 @@ from implicitgrad.backends.host import all_true, any_true, finite, negate, pick
 from implicitgrad.errors import BackendError, DeviceError, DtypeError, OperatorError, ShapeError
 from implicitgrad.operators import LinearOperator
 from implicitgrad.operators.precision import in_half_precision
-from implicitgrad.solvers.base import Solution
+from implicitgrad.solvers.solution import Solution
 from implicitgrad.status import Status
 from implicitgrad.torch.forward.equation import Equation
 
