@@ -99,6 +99,17 @@ def test_float32_is_right_to_three_digits(method):
         assert (a - b).norm() < 1e-3 * b.norm()
 
 
+def test_half_precision_is_for_hellmann_feynman():
+    """Its search runs in float32; the other methods say that theirs do not."""
+    W, x, z = (t.detach().half().requires_grad_() for t in problem(60))
+    value = lambda_min(tanh_map, z, W, x, on_failure="return")
+    assert value.item() == pytest.approx(dense_lambda_min(*(t.detach().double() for t in (W, x, z))), rel=1e-2)
+    assert torch.isfinite(torch.autograd.grad(value, W)[0]).all()
+    for method in ("adjoint", "unrolled"):
+        with pytest.raises(ig.DtypeError, match="expected float32 or wider"):
+            lambda_min(tanh_map, z, W, x, method=method)
+
+
 @every_method
 @pytest.mark.parametrize("rtol", [1e-2, 1e-4, 1e-6])
 def test_rtol_is_the_accuracy_of_the_gradient(method, rtol):
