@@ -159,7 +159,7 @@ class Search:
             process.look(ritz)
             bad = ~np.isfinite(process.residual) | ~np.isfinite(process.small[:, :, -1]).all(axis=-1)
             self._fail(process, bad, Status.NONFINITE_OPERATOR)
-            self._fail(process, process.mismatch > space.eps**0.5, Status.ADJOINT_MISMATCH)
+            self._fail(process, process.mismatch > space.product_eps**0.5, Status.ADJOINT_MISMATCH)
             if ritz is None and process.broken[self.live].any():
                 ritz = process.ritz(self.which)
             if ritz is None:

@@ -99,6 +99,17 @@ def test_float32_is_right_to_three_digits(method):
         assert (a - b).norm() < 1e-3 * b.norm()
 
 
+def test_half_precision_is_for_hellmann_feynman():
+    """Its search runs in float32; the other methods say that theirs do not."""
+    W, x, z = (t.detach().half().requires_grad_() for t in problem(60))
+    value = lambda_min(tanh_map, z, W, x, on_failure="return")
+    assert value.item() == pytest.approx(dense_lambda_min(*(t.detach().double() for t in (W, x, z))), rel=1e-2)
+    assert torch.isfinite(torch.autograd.grad(value, W)[0]).all()
+    for method in ("adjoint", "unrolled"):
+        with pytest.raises(ig.DtypeError, match="expected float32 or wider"):
+            lambda_min(tanh_map, z, W, x, method=method)
+
+
 @every_method
 @pytest.mark.parametrize("rtol", [1e-2, 1e-4, 1e-6])
 def test_rtol_is_the_accuracy_of_the_gradient(method, rtol):
@@ -567,3 +578,16 @@ def test_the_penalty_is_one_number_a_system_and_zero_beyond_the_margin():
     penalties = lambda_min_penalty(tanh_map, z, W, x, batch_ndim=1, margin=margin)
     torch.testing.assert_close(penalties, (margin - values).clamp(min=0))
     assert (penalties == 0).sum() >= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_products_are_no_mismatch(dtype):
+    """<u, J v> and <J^H u, v> of a bfloat16 map differ by its own eps, 8e-3, which was taken for a wrong adjoint."""
+    torch.manual_seed(0)
+    W = (0.1 * torch.randn(16, 16)).to(dtype)
+    exact = torch.linalg.svdvals(torch.eye(16, dtype=torch.float64) - W.double()).min().item()
+    value, result = igt.lambda_min(
+        lambda z: z @ W.T, torch.zeros(16, dtype=dtype), on_failure="return", return_result=True
+    )
+    assert result.status is not ig.Status.ADJOINT_MISMATCH
+    assert abs(value.item() ** 0.5 - exact) <= 4 * torch.finfo(dtype).eps

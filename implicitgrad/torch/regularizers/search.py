@@ -15,7 +15,14 @@ import numpy as np
 import torch
 
 from implicitgrad.backends.torch import BACKEND
-from implicitgrad.errors import ConvergenceWarning, NotConvergedError, SettingError, SettingTypeError, ShapeError
+from implicitgrad.errors import (
+    ConvergenceWarning,
+    DtypeError,
+    NotConvergedError,
+    SettingError,
+    SettingTypeError,
+    ShapeError,
+)
 from implicitgrad.operators import identity_minus
 from implicitgrad.spectral import SpectralResult, smallest_singular_value
 from implicitgrad.status import Status
@@ -77,6 +84,7 @@ class Search:
 
     def __call__(self, function: MapAt) -> tuple[torch.Tensor, SpectralResult]:
         """Return ``lambda_min`` with its gradient, and the singular triplet; warn or raise by the policy."""
+        self._check_dtype(function.z.dtype)
         self._check_start(function)
         linearized = function.linearized()
         find = {"hellmann-feynman": self._frozen, "adjoint": self._adjoint, "unrolled": self._unrolled}[self.method]
@@ -88,6 +96,13 @@ class Search:
                 raise NotConvergedError(message, result)
             warnings.warn(f"{message} The gradient may be far off.", ConvergenceWarning, stacklevel=3)
         return (value if torch.is_grad_enabled() else value.detach()), result
+
+    def _check_dtype(self, dtype: torch.dtype) -> None:
+        if self.method != "hellmann-feynman" and dtype in (torch.float16, torch.bfloat16):
+            raise DtypeError(
+                f"{self.name}: got a state of {dtype} with method={self.method!r}, expected float32 or wider: the "
+                "recurrences of this method run in the dtype of the state. Use method='hellmann-feynman'."
+            )
 
     def _check_start(self, function: MapAt) -> None:
         shape = tuple(function.z.shape)
