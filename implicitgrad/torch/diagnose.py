@@ -58,9 +58,9 @@ def diagnose(
     Examples
     --------
     >>> import torch
-    >>> from implicitgrad.torch.diagnose import diagnose
+    >>> import implicitgrad.torch as igt
     >>> W = torch.tensor([[0.5, 2.0], [0.0, 0.4]], dtype=torch.float64)
-    >>> report = diagnose(lambda z: W @ z, torch.zeros(2, dtype=torch.float64))
+    >>> report = igt.diagnose(lambda z: W @ z, torch.zeros(2, dtype=torch.float64))
     >>> round(report.radius, 4), report.contraction, report.verdict
     (0.5, False, 'healthy')
     """

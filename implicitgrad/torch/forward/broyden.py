@@ -52,9 +52,8 @@ class Broyden(SecantMethod):
     Examples
     --------
     >>> import torch, implicitgrad.torch as igt
-    >>> from implicitgrad.torch.forward.broyden import Broyden
     >>> expanding = lambda z: torch.tensor([-3.0, 2.0], dtype=torch.float64) * z + 1.0
-    >>> sol = Broyden().solve(expanding, torch.zeros(2, dtype=torch.float64))
+    >>> sol = igt.Broyden().solve(expanding, torch.zeros(2, dtype=torch.float64))
     >>> sol.status.name, sol.num_matvecs < 10, sol.x
     ('CONVERGED', True, tensor([ 0.2500, -1.0000], dtype=torch.float64))
     """

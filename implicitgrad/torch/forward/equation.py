@@ -58,9 +58,8 @@ class Equation:
     Examples
     --------
     >>> import torch, implicitgrad.torch as igt
-    >>> from implicitgrad.torch.forward.equation import Equation
     >>> r = lambda z: z**3 - 8.0
-    >>> root = Equation(lambda z: z - r(z), residual=lambda z: -r(z))
+    >>> root = igt.Equation(lambda z: z - r(z), residual=lambda z: -r(z))
     >>> J = root.linearize(torch.tensor([2.0], dtype=torch.float64))
     >>> J.matvec(torch.ones(1, dtype=torch.float64))
     tensor([-11.], dtype=torch.float64)

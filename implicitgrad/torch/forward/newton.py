@@ -73,9 +73,9 @@ class NewtonKrylov(ForwardSolver):
     Examples
     --------
     >>> import torch
-    >>> from implicitgrad.torch.forward.newton import NewtonKrylov
+    >>> import implicitgrad.torch as igt
     >>> expanding = lambda z: 3 * torch.sin(z) + 0.5
-    >>> sol = NewtonKrylov().solve(expanding, torch.tensor([2.0], dtype=torch.float64))
+    >>> sol = igt.NewtonKrylov().solve(expanding, torch.tensor([2.0], dtype=torch.float64))
     >>> sol.status.name, sol.num_iters < 7, round(sol.x.item(), 6)
     ('CONVERGED', True, 2.438877)
     """

@@ -87,12 +87,12 @@ def gershgorin_penalty(
     Examples
     --------
     >>> import torch
-    >>> from implicitgrad.torch.regularizers import gershgorin_penalty
+    >>> import implicitgrad.torch as igt
     >>> theta = torch.tensor(-1.0, dtype=torch.float64, requires_grad=True)
     >>> f = lambda z: theta * z  # A = (1 - theta)^2 I, so norm(A - I, inf) = 3
-    >>> gershgorin_penalty(f, torch.zeros(4, dtype=torch.float64), bound="rows").item()
+    >>> igt.gershgorin_penalty(f, torch.zeros(4, dtype=torch.float64), bound="rows").item()
     2.0
-    >>> gershgorin_penalty(f, torch.zeros(4, dtype=torch.float64), bound="frobenius").item()
+    >>> igt.gershgorin_penalty(f, torch.zeros(4, dtype=torch.float64), bound="frobenius").item()
     5.0
     """
     name = "gershgorin_penalty"

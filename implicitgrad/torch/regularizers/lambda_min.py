@@ -115,9 +115,8 @@ def lambda_min(
     Examples
     --------
     >>> import torch, implicitgrad.torch as igt
-    >>> from implicitgrad.torch.regularizers import lambda_min
     >>> theta = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-    >>> value = lambda_min(lambda z: theta * z, torch.zeros(3, dtype=torch.float64))
+    >>> value = igt.lambda_min(lambda z: theta * z, torch.zeros(3, dtype=torch.float64))
     >>> value.backward()
     >>> round(value.item(), 12), round(theta.grad.item(), 12)  # (1 - theta)^2 and its derivative
     (0.25, -1.0)
@@ -170,9 +169,9 @@ def lambda_min_penalty(
     Examples
     --------
     >>> import torch
-    >>> from implicitgrad.torch.regularizers import lambda_min_penalty
+    >>> import implicitgrad.torch as igt
     >>> W = torch.tensor([[0.9, 0.0], [0.0, 0.2]], dtype=torch.float64, requires_grad=True)
-    >>> penalty = lambda_min_penalty(lambda z: W @ z, torch.zeros(2, dtype=torch.float64), margin=0.04)
+    >>> penalty = igt.lambda_min_penalty(lambda z: W @ z, torch.zeros(2, dtype=torch.float64), margin=0.04)
     >>> penalty.backward()
     >>> round(penalty.item(), 12), W.grad.round(decimals=12).tolist()
     (0.03, [[0.2, 0.0], [0.0, 0.0]])

@@ -58,9 +58,9 @@ def jacobian_norm_penalty(
     Examples
     --------
     >>> import torch
-    >>> from implicitgrad.torch.regularizers import jacobian_norm_penalty
+    >>> import implicitgrad.torch as igt
     >>> theta = torch.tensor(0.5, requires_grad=True)
-    >>> penalty = jacobian_norm_penalty(lambda z: theta * z, torch.zeros(4))
+    >>> penalty = igt.jacobian_norm_penalty(lambda z: theta * z, torch.zeros(4))
     >>> penalty.backward()
     >>> penalty.item(), theta.grad.item()
     (0.25, 1.0)

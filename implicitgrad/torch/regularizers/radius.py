@@ -81,10 +81,10 @@ def spectral_radius_penalty(
     Examples
     --------
     >>> import torch
-    >>> from implicitgrad.torch.regularizers import spectral_radius_penalty
+    >>> import implicitgrad.torch as igt
     >>> r = torch.tensor(1.2, dtype=torch.float64, requires_grad=True)
     >>> turn = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
-    >>> penalty = spectral_radius_penalty(lambda z: r * turn @ z, torch.zeros(2, dtype=torch.float64))
+    >>> penalty = igt.spectral_radius_penalty(lambda z: r * turn @ z, torch.zeros(2, dtype=torch.float64))
     >>> penalty.backward()
     >>> round(penalty.item(), 9), round(r.grad.item(), 9)  # the eigenvalues are 1.2 i and -1.2 i
     (0.2, 1.0)
