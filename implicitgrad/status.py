@@ -38,8 +38,9 @@ class Status(Enum):
         "loosen rtol or use a wider dtype. Above it, use another solver or a longer restart."
     )
     DIVERGED = (
-        "The iterates grow without bound: for Neumann and Richardson the spectral radius of I - A is at least one; "
-        "use GMRES, or damp the fixed-point map."
+        "The iterates grow without bound, as those of Neumann, Richardson and Picard do where the spectral radius of "
+        "the map is at least one: use GMRES for a linear system, Anderson, Broyden or NewtonKrylov for a map, or damp "
+        "it."
     )
     BREAKDOWN = (
         "The method's recurrence broke down, by a division by nearly zero or by drift from the truth, and a fresh "

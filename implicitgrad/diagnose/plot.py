@@ -159,6 +159,4 @@ def _singular_values(axes: Any, report: Diagnosis) -> None:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlim=(0, max(len(shown), 4) + 1), ylim=(min(floor, 4e-3), 3 * max(top, 1.0)))
     axes.set_xlabel("Ritz values, from the smallest", size=9, color=_QUIET)
-    _dress(
-        axes, "Singular values of I - J", f"smallest {report.sigma_min:.3g}: adjoints up to {times(report.sigma_min)}"
-    )
+    _dress(axes, "Singular values of I - J", f"adjoints up to {times(report.sigma_min)}")

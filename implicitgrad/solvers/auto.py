@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from implicitgrad.backends import Array, backend_of
+from implicitgrad.errors import MissingProductError
 from implicitgrad.operators import LinearOperator
 from implicitgrad.solvers.base import Solver, check_settings, check_system, default_max_iters, timed
 from implicitgrad.solvers.bicgstab import BiCGSTAB
@@ -129,7 +130,10 @@ def fall_back(
             break
         zeros = backend.zeros(tuple(rhs.shape), rhs)
         start = backend.select(failed, best.x, backend.zeros(tuple(best.x.shape), best.x))
-        after = solver.solve(operator, backend.select(failed, rhs, zeros), start)
+        try:
+            after = solver.solve(operator, backend.select(failed, rhs, zeros), start)
+        except MissingProductError:  # found out at the product: the first solver's answer stands
+            continue
         attempts.append(_attempt(after))
         best = _merge(best, after, failed)
         failed = failed & _unsolved(after, stop)

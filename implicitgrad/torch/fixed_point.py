@@ -114,7 +114,7 @@ def fixed_point(
         )
     layout = Layout.of(name, z0, batch_ndim)
     this = Pass(FlatFunction(name, f, layout, args), adjoint, on_failure, report, adjoint_x0, group=group)
-    return this.run(z0, partial(_search, Anderson() if solver is None else solver))
+    return this.run(z0, partial(_search, this.forward_solver(Anderson() if solver is None else solver)))
 
 
 def _search(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from implicitgrad.errors import BackendError, SettingTypeError, ShapeError
+from implicitgrad.errors import BackendError, MissingProductError, SettingTypeError, ShapeError
 from implicitgrad.operators import VJPOperator
 from implicitgrad.torch.layout import Layout
 
@@ -118,7 +118,16 @@ def jacobian_of(
         u, product = pullback
         if product is None or not product.requires_grad:
             return torch.zeros_like(point)
-        (result,) = torch.autograd.grad(product, u, v, retain_graph=True, allow_unused=True)
+        try:
+            (result,) = torch.autograd.grad(product, u, v, retain_graph=True, allow_unused=True)
+        except RuntimeError as error:
+            if "not implemented" not in str(error):
+                raise
+            raise MissingProductError(
+                f"vjp_operator: got a map without a second derivative ({error}), expected one: J v is formed as the "
+                "transpose of the VJP. Use a solver that needs the VJP only (GMRES, BiCGSTAB, Neumann), or run "
+                "attention in torch.nn.attention.sdpa_kernel(SDPBackend.MATH)."
+            ) from error
         return torch.zeros_like(point) if result is None else result
 
     return VJPOperator(

@@ -5,9 +5,8 @@ The part that ``fixed_point``, ``implicit_gradient``, ``root`` and ``argmin`` ha
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,16 @@ from implicitgrad.adjoint import check_policy, report_failure
 from implicitgrad.backends import backend_of
 from implicitgrad.backends.sharded import Sharded
 from implicitgrad.errors import DtypeError, SettingError, SettingTypeError, ShapeError
-from implicitgrad.solvers import Neumann, Solution, Solver
+from implicitgrad.solvers import Auto, Neumann, Solution, Solver
 from implicitgrad.status import Status
 from implicitgrad.torch.engine.derivative import Adjoint
 from implicitgrad.torch.engine.distributed import Lockstep
 from implicitgrad.torch.engine.equations import Primal
 from implicitgrad.torch.engine.flat import FlatFunction
-from implicitgrad.torch.engine.graph import is_transformed
+from implicitgrad.torch.engine.graph import is_transformed, level_of_caller
 from implicitgrad.torch.engine.implicit import attach
 from implicitgrad.torch.engine.reattach import reattach
+from implicitgrad.torch.forward.base import ForwardSolver
 from implicitgrad.torch.layout import Layout
 from implicitgrad.torch.report import Report
 
@@ -75,6 +75,8 @@ class Pass:
             report.backward = backward
 
         solver = _adjoint_solver(name, adjoint, on_failure)
+        if function.precision is not None:  # what a map in lower precision cannot meet would be asked for in vain
+            solver = _with_tolerance(Auto() if solver is None else solver, function.precision)
         x0 = None if adjoint_x0 is None else _first_guess(name, function.layout, adjoint_x0)
         layout = function.layout
         if group is not None and is_transformed():
@@ -84,6 +86,11 @@ class Pass:
             )
         cut = None if group is None else Sharded(torch.zeros((*layout.batch, layout.size), **layout.kind), group)
         self.adjoint = Adjoint(name, solver, on_failure, None if report is None else tell, x0, symmetric, shifted, cut)
+
+    def forward_solver(self, solver: ForwardSolver) -> ForwardSolver:
+        """Return ``solver`` with the tolerance that the precision of the map allows, where it names none itself."""
+        precision = self.function.precision
+        return solver if precision is None else _with_tolerance(solver, precision)
 
     def run(self, z0: Any, search: Search, merit: FlatMap | None = None) -> Any:
         """Return the solution in the structure of ``z0``, with its derivatives.
@@ -119,11 +126,17 @@ class Pass:
             equation = Primal(self.adjoint, function, solve, merit, function.captured)
             z = attach(equation, start, *function.tensors)
             solution = equation.found.pop()
+        if not function.is_linked and not _is_one_step(self.adjoint.solver) and _has_moved(solution):
+            raise SettingError(
+                f"{function.name}: got an f whose value changes with its state, but whose graph does not lead back to "
+                "it (detach, no_grad, NumPy inside of f), expected a differentiable one: its Jacobian would be taken "
+                "for zero, which is the gradient of one step. Ask for that with adjoint='jfb', or take the detach out."
+            )
         if report is not None:
             report.forward, report.backward = solution, None
             report.trajectory = [layout.stacked(point).unravel(point) for point in solution.trajectory]
         policy = "warn" if isinstance(self.on_failure, Solver) else self.on_failure
-        report_failure(f"{function.name}, forward", solution, policy, _level_of_caller())
+        report_failure(f"{function.name}, forward", solution, policy, level_of_caller())
         function.settle(z)
         return layout.unravel(z)
 
@@ -160,12 +173,20 @@ def measured(
     )
 
 
-def _level_of_caller() -> int:
-    """Return how far up the stack, from a function that is called here, the first frame of the user's code is."""
-    level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("implicitgrad.", "torch.")):
-        level, frame = level + 1, frame.f_back
-    return level
+def _with_tolerance(solver: Any, rtol: float) -> Any:
+    """Return ``solver`` with ``rtol`` in the place of the default of the state's dtype."""
+    own = {f.name for f in fields(solver)}
+    return replace(solver, rtol=rtol) if "rtol" in own and solver.rtol is None else solver
+
+
+def _is_one_step(solver: Solver | None) -> bool:
+    return isinstance(solver, Neumann) and solver.max_iters == 0
+
+
+def _has_moved(solution: Solution) -> bool:
+    """Return whether the map, which is no constant then, has left a residual at its own first answer."""
+    history = np.asarray(solution.history, dtype=float)
+    return len(history) > 1 and bool((np.nan_to_num(history[1]) > 0).any())
 
 
 def _refuse_tracing(name: str) -> None:

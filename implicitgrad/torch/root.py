@@ -89,7 +89,8 @@ def root(
     layout = Layout.of(name, z0, batch_ndim)
     function = FlatFunction(name, residual, layout, args)
     this = Pass(function, adjoint, on_failure, report, adjoint_x0, shifted=False)
-    return this.run(z0, _search(NewtonKrylov() if solver is None else solver, symmetric=False))
+    method = this.forward_solver(NewtonKrylov() if solver is None else solver)
+    return this.run(z0, _search(method, symmetric=False))
 
 
 @uncompiled
@@ -120,7 +121,9 @@ def argmin(
     *args
         Further arguments of ``loss``; tensors may be nested.
     solver : ForwardSolver, optional
-        Default ``NewtonKrylov(inner=CG())``, with a line search on the loss, which leaves saddle points.
+        Default ``NewtonKrylov(inner=CG())``, with a line search on the loss, which leaves a saddle point where the
+        gradient shows the way down. A start where the gradient vanishes (zeros, of a symmetric problem) stays there and
+        is ``CONVERGED``; the backward pass then says ``INDEFINITE``.
     adjoint : Solver, optional
         Solver of ``H u = g``. Default ``CG()``: at a point where the Hessian is not positive definite, which is no
         strict minimum, it says ``INDEFINITE`` instead of returning a gradient that means nothing.
@@ -159,7 +162,7 @@ def argmin(
     solver = NewtonKrylov(inner=CG()) if solver is None else solver
     adjoint = CG() if adjoint is None else adjoint
     this = Pass(function, adjoint, on_failure, report, adjoint_x0, symmetric=True, shifted=False)
-    return this.run(w0, _search(solver, symmetric=True), merit=function.formed(_losses))
+    return this.run(w0, _search(this.forward_solver(solver), symmetric=True), merit=function.formed(_losses))
 
 
 def _search(solver: ForwardSolver, symmetric: bool) -> Search:

@@ -16,6 +16,7 @@ from implicitgrad.errors import NotConvergedError
 from implicitgrad.operators import VJPOperator
 from implicitgrad.solvers import Solution, Solver
 from implicitgrad.status import Status
+from implicitgrad.torch.engine.graph import level_of_caller
 from implicitgrad.torch.operators import jacobian_of
 
 __all__ = ["Adjoint"]
@@ -103,5 +104,5 @@ class Adjoint:
             solution = replace(solution, x=solution.x.local)
         if self.tell is not None:
             self.tell(solution)
-        report_failure(name, solution, policy, 4)
+        report_failure(name, solution, policy, level_of_caller())
         return solution

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from implicitgrad.backends import backend_of
-from implicitgrad.backends.host import negate
+from implicitgrad.backends.host import finite, negate
 from implicitgrad.solvers import Solution
 from implicitgrad.torch.engine.derivative import Adjoint
 from implicitgrad.torch.engine.graph import is_transformed, refuse_unknown_leaves
@@ -155,7 +155,8 @@ class Primal(Implicit):
                 residual = residual.float()
         if self.adjoint.cut is not None:
             residual = self.adjoint.cut.like(residual)
-        return negate(backend_of(residual).host_norm(residual) <= self.limits[0])
+        limit = self.limits[0]  # infinite where the forward pass has failed, and has said so
+        return negate(backend_of(residual).host_norm(residual) <= limit) & finite(limit)
 
     def vmapped(self, dims: tuple[int | None, ...], randomness: str) -> Primal:
         """Return the equation of a batch: ``F`` mapped over it."""

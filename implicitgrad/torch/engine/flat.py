@@ -9,6 +9,7 @@ and in the backward pass, which autograd runs without it.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from copy import copy
 from typing import Any, cast
@@ -16,12 +17,12 @@ from typing import Any, cast
 import optree
 import torch
 
-from implicitgrad.errors import OperatorError, SettingError, SettingTypeError
+from implicitgrad.errors import ConvergenceWarning, OperatorError, SettingError, SettingTypeError
 from implicitgrad.torch.engine.captured import Observed
 from implicitgrad.torch.engine.compiled import eager
 from implicitgrad.torch.engine.distributed import gathering_group
 from implicitgrad.torch.engine.frozen import Frozen
-from implicitgrad.torch.engine.graph import is_transformed
+from implicitgrad.torch.engine.graph import is_transformed, leaves_of, level_of_caller
 from implicitgrad.torch.engine.members import Members
 from implicitgrad.torch.engine.substituted import Substituted
 from implicitgrad.torch.layout import Layout
@@ -54,6 +55,8 @@ class FlatFunction:
         The tensors among the arguments and then, once ``observe`` has run, the captured ones.
     captured : tuple of tensor
         The latter.
+    is_linked : bool
+        Whether the graph of the first call led back to the state; True where no graph was wanted.
     gathered : ProcessGroup or None
         Whose ranks each evaluation gathers parameters from, where FSDP2 shards a module inside of ``f``.
     """
@@ -66,6 +69,7 @@ class FlatFunction:
         self.name, self.layout = name, layout
         self.captured: tuple[torch.Tensor, ...] = ()
         self.gathered: Any = None
+        self.is_linked = True
         self.frozen = Frozen(layout.device)
         self._f, self._form = f, form
         self._constants: list[tuple[torch.Tensor, int]] = []
@@ -131,6 +135,8 @@ class FlatFunction:
             finally:
                 self.frozen.end(seen.written)
             self._refuse_writes(seen, plain and _differs(own[0].detach(), z.detach()))
+            if plain and wanted:
+                self.is_linked = any(leaf is own[0] for leaf in leaves_of(image, lambda node: False))
             if fsdp:
                 self.gathered = gathering_group(image, seen.start)
             if self.gathered is None and (wanted or not fsdp):
@@ -152,6 +158,30 @@ class FlatFunction:
                 f"{self.name}: f writes what carries a derivative into a tensor from outside, expected a new "
                 "one, since several calls of f share it. Return the value, or detach what is written."
             )
+
+    @property
+    def precision(self) -> float | None:
+        """Spacing at 1 of the dtype that autocast lets ``f`` run in; None where it runs in that of the state."""
+        return None if self._autocast is None else torch.finfo(self._autocast).eps
+
+    def warn_of_other_draws(self, z: torch.Tensor, image: torch.Tensor) -> None:
+        """Warn where ``f`` is random and ``z`` no fixed point of the draw that gave ``image``: it belongs to another.
+
+        For whoever takes a Jacobian at a point that another pass has found. The draw is that of torch's generators as
+        they stand, so a caller can have the one of the forward pass by setting them back.
+        """
+        if not self.frozen.is_random:
+            return
+        with torch.no_grad():
+            size = torch.linalg.vector_norm(image)
+            if torch.linalg.vector_norm(image - z) > torch.finfo(image.dtype).eps ** 0.5 * size:
+                warnings.warn(
+                    f"{self.name}: f draws random numbers (dropout), and z is no fixed point of this draw, so it was "
+                    "found with another one: the Jacobian is that of another map. Keep rng = torch.get_rng_state() "
+                    "before the forward pass, and call torch.set_rng_state(rng) before this one.",
+                    ConvergenceWarning,
+                    stacklevel=level_of_caller() - 1,
+                )
 
     def settle(self, z: torch.Tensor) -> None:
         """Call ``f`` once more, at the fixed point, for what a call leaves behind: statistics and random numbers."""

@@ -6,6 +6,7 @@ They are used here and nowhere else.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.autograd import forward_ad
 
 from implicitgrad.errors import SettingError
 
-__all__ = ["age", "has_tangent", "is_transformed", "leaves_of", "now", "refuse_unknown_leaves"]
+__all__ = ["age", "has_tangent", "is_transformed", "leaves_of", "level_of_caller", "now", "refuse_unknown_leaves"]
 
 
 def is_transformed(x: object = None) -> bool:
@@ -81,3 +82,11 @@ def leaves_of(image: torch.Tensor, stop: Callable[[Any], bool]) -> list[torch.Te
         elif not stop(node):
             stack.extend(following for following, _ in node.next_functions)
     return list(leaves.values())
+
+
+def level_of_caller() -> int:
+    """Return the stacklevel of the user's line for a warning that a function called by the one that asks issues."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("implicitgrad.", "torch.")):
+        level, frame = level + 1, frame.f_back
+    return level

@@ -59,7 +59,8 @@ class MapAt:
         self.name, self.size = name, layout.size
         self._function = FlatFunction(name, f, layout, args)
         self.z = layout.ravel(z)
-        self._function.observe(self.z)
+        image = self._function.observe(self.z)
+        self._function.warn_of_other_draws(self.z, image)
         self.tensors = self._function.tensors
 
     def __call__(self, z: torch.Tensor, *tensors: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,108 @@
+"""What somebody found who had the documentation only: each was silent, or an obscure error, once."""
+
+import warnings
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("optree")
+
+import implicitgrad as ig
+import implicitgrad.torch as igt
+
+DOUBLE = torch.float64
+
+
+@torch.no_grad()
+def without_gradients(z, x):
+    return torch.tanh(0.8 * z + x)
+
+
+@pytest.mark.parametrize("f", [lambda z, x: torch.tanh(0.8 * z.detach() + x), without_gradients])
+def test_a_map_without_a_graph_to_its_state_is_refused(f):
+    """detach() and no_grad() in f made every gradient that of one step, or none, with the status CONVERGED."""
+    x = torch.tensor([0.3, -0.2, 0.5], requires_grad=True)
+    with pytest.raises(ig.SettingError, match="does not lead back to it"):
+        igt.fixed_point(f, torch.zeros(3), x)
+    igt.fixed_point(f, torch.zeros(3), x, adjoint="jfb")  # where one step is what is asked for
+    with torch.no_grad():
+        igt.fixed_point(f, torch.zeros(3), x)
+    constant = igt.fixed_point(lambda z, x: 2 * x, torch.zeros(3), x)  # ignores its state, and says so by its values
+    torch.testing.assert_close(torch.autograd.grad(constant.sum(), x)[0], torch.full((3,), 2.0))
+
+
+@pytest.mark.parametrize("term", ["lambda_min", "lambda_min_penalty", "jacobian_norm_penalty", "gershgorin_penalty"])
+def test_a_penalty_with_another_mask_than_the_forward_pass_warns(term):
+    """The Jacobian at another mask is another map's: 135 % off in one gradient, without a word."""
+    torch.manual_seed(0)
+    W, x, dropout = 0.3 * torch.randn(6, 6, dtype=DOUBLE), torch.randn(6, dtype=DOUBLE), torch.nn.Dropout(0.5)
+    f = lambda z: torch.tanh(W @ dropout(z) + x)
+    settings = {"margin": 1.0} if term == "lambda_min_penalty" else {}
+    rng = torch.get_rng_state()
+    z = igt.fixed_point(f, torch.zeros(6, dtype=DOUBLE))
+    with pytest.warns(ig.ConvergenceWarning, match=r"torch\.set_rng_state"):
+        getattr(igt, term)(f, z, **settings)
+    torch.set_rng_state(rng)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        getattr(igt, term)(f, z, **settings)
+
+
+def test_auto_gets_along_without_a_second_derivative():
+    """Fused attention on a CPU has none; the fallback to LSMR took the training run with it."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 1, 6, 64, requires_grad=True)  # more unknowns than Dense takes
+
+    def f(z, x):
+        attention = torch.nn.functional.scaled_dot_product_attention(z, z, z)
+        return z + attention - z.mean(2, keepdim=True) + 0 * x  # I - J is singular
+
+    report = igt.Report()
+    z = igt.fixed_point(f, torch.ones(1, 1, 6, 64), x, on_failure="return", report=report)
+    (z * torch.randn(1, 1, 6, 64)).sum().backward()
+    assert not report.backward.is_good
+    J = igt.vjp_operator(lambda z: torch.nn.functional.scaled_dot_product_attention(z, z, z), x)
+    with pytest.raises(ig.MissingProductError, match=r"sdpa_kernel\(SDPBackend\.MATH\)"):
+        J.matvec(torch.randn(384))
+
+
+def test_under_autocast_the_tolerances_are_those_of_the_lower_precision():
+    """The state's own were asked for in vain: 501 calls, two warnings."""
+    torch.manual_seed(0)
+    layer, x, report = torch.nn.Linear(16, 16), torch.randn(8, 16), igt.Report()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z = igt.fixed_point(
+            lambda z, x: torch.tanh(0.5 * layer(z) + x), torch.zeros(8, 16), x, batch_ndim=1, report=report
+        )
+        tight = igt.Report()
+        igt.fixed_point(
+            lambda z, x: torch.tanh(0.5 * layer(z) + x),
+            torch.zeros(8, 16),
+            x,
+            solver=igt.Anderson(rtol=1e-6, max_iters=20),
+            on_failure="return",
+            report=tight,
+        )
+    z.sum().backward()
+    assert report.status is ig.Status.CONVERGED
+    assert report.forward.num_matvecs < 10
+    assert tight.forward.bound < 1e-5 * tight.forward.rhs_norm  # a tolerance that is named is kept
+
+
+def test_a_nan_in_the_forward_pass_is_not_called_a_map_that_changed():
+    x = torch.full((3,), float("nan"), requires_grad=True)
+    with pytest.warns(ig.ConvergenceWarning, match="NONFINITE_OPERATOR"):
+        z = igt.fixed_point(lambda z, x: 0.5 * z + x, torch.zeros(3), x)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        z.sum().backward()
+    assert not any("no longer has the fixed point" in str(w.message) for w in told)
+
+
+def test_a_warning_of_the_backward_pass_names_the_users_line():
+    x = torch.ones(20, dtype=DOUBLE, requires_grad=True)
+    W = torch.diag(torch.full((19,), 0.9, dtype=DOUBLE), 1)
+    z = igt.fixed_point(lambda z, x: torch.tanh(W @ z + x), torch.zeros_like(x), x, adjoint=ig.GMRES(max_iters=1))
+    with pytest.warns(ig.ConvergenceWarning) as told:
+        z.sum().backward()
+    assert told[0].filename == __file__
