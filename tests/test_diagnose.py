@@ -47,7 +47,9 @@ def test_the_neumann_errors_are_measured_and_within_proposition_2():
         true = np.linalg.norm(z - exact) / np.linalg.norm(exact)
         assert row.error == pytest.approx(true, rel=1e-3, abs=2e-8)
         assert row.error <= row.bound * (1 + 1e-6) + 2e-8
-        assert row.bound == pytest.approx(np.linalg.norm(J, 2) ** (row.products + 1), rel=1e-2)
+        # From an upper bound on the norm: what was found of it lies below, and would bound nothing.
+        norm, power = np.linalg.norm(J, 2), row.products + 1
+        assert norm**power * (1 - 1e-12) <= row.bound <= (1.05 * norm) ** power
     assert [row.products for row in d.neumann] == [0, 1, 5, 20]
 
 

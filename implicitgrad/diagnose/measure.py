@@ -121,6 +121,7 @@ def diagnose(
         radius=_worst(radius.value, np.max),
         radius_converged=radius.is_good,
         norm=None if norm is None else _worst(norm.value, np.max),
+        norm_upper=None if norm is None else _worst(norm.upper, np.max),
         sigma_min=None if smallest is None else _worst(smallest.value, np.min),
         sigma_min_interval=None if smallest is None else _interval(smallest),
         sigma_min_condition=None if smallest is None else _condition(smallest),
@@ -128,7 +129,7 @@ def diagnose(
         sigma_min_converged=smallest is not None and smallest.is_good,
         departure=None if norm is None else _departure(J, norm.value, search),
         rtol=rtol,
-        neumann=_neumann(J, g, steps, None if norm is None else _worst(norm.value, np.max)),
+        neumann=_neumann(J, g, steps, None if norm is None else _worst(norm.upper, np.max)),
         solvers=runs,
         eigenvalues=_finite(radius.ritz_values),
         singular_values=np.zeros(0) if smallest is None else _finite(smallest.ritz_values),
@@ -148,7 +149,8 @@ def _run(solver: Solver, operator: LinearOperator, g: Array, rtol: float) -> Sol
     """Solve, and bring the course of the residual to products: a method's iterations cost one or two."""
     solution = solver.solve(operator, g)
     products = solution.num_matvecs + solution.num_rmatvecs
-    history = np.asarray(solution.history, float).reshape(len(solution.history), -1)
+    systems = int(np.prod(np.shape(solution.rhs_norm), dtype=int))  # 1 for one system
+    history = np.asarray(solution.history, float).reshape(len(solution.history), systems)
     norms = np.maximum(np.asarray(solution.rhs_norm, float).reshape(-1), np.finfo(float).tiny)
     relative = history / norms
     course = np.nanmax(np.where(np.isnan(relative), -np.inf, relative), axis=1) if relative.size else np.zeros(0)

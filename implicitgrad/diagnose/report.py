@@ -70,7 +70,10 @@ class Diagnosis:
     radius : float
         ``rho(J)``: plain iteration converges below 1, by this factor a step in the long run.
     norm : float or None
-        ``norm(J, 2)``: every step contracts below 1. None without a JVP, like the next ones.
+        ``norm(J, 2)`` as far as it was found, a lower bound; every step contracts where it is below 1. None without a
+        JVP, like the next ones.
+    norm_upper : float or None
+        An upper bound on it, with the probability that ``operator_norm`` gives; infinite where none is known.
     sigma_min : float or None
         Smallest singular value of ``I - J``; an adjoint is at most ``1 / sigma_min`` times its cotangent.
     sigma_min_interval : tuple of float, or None
@@ -98,6 +101,7 @@ class Diagnosis:
     radius: float
     radius_converged: bool
     norm: float | None
+    norm_upper: float | None
     sigma_min: float | None
     sigma_min_interval: tuple[float, float] | None
     sigma_min_condition: str | None
@@ -112,8 +116,10 @@ class Diagnosis:
 
     @property
     def contraction(self) -> bool | None:
-        """Whether every step brings two states nearer, ``norm(J) < 1``; None where the norm is not known."""
-        return None if self.norm is None else self.norm < 1
+        """Whether every step brings two states nearer, ``norm(J) < 1``; None where that is not known."""
+        if self.norm is None or self.norm_upper is None:
+            return None
+        return True if self.norm_upper < 1 else False if self.norm >= 1 else None
 
     @property
     def recommended(self) -> str:
@@ -185,7 +191,11 @@ def _page(d: Diagnosis) -> list[str]:
     unsure = "" if d.radius_converged else "; not converged"
     row("rho(J)", f"{d.radius:.4g}", ("iteration converges" if d.radius < 1 else "iteration diverges") + unsure)
     if d.norm is not None:
-        row("norm(J)", f"{d.norm:.4g}", "a contraction" if d.contraction else "no contraction")
+        row(
+            "norm(J)",
+            f"{d.norm:.4g}",
+            {True: "a contraction", False: "no contraction", None: "perhaps a contraction"}[d.contraction],
+        )
     if d.sigma_min is not None and d.sigma_min_interval is not None:
         row("sigma_min(I - J)", f"{d.sigma_min:.4g}", f"adjoints up to {times(d.sigma_min)} their cotangent")
         low, high = d.sigma_min_interval

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,8 @@ def neumann_error_bound(norm: Number, terms: int, *, sigma_min: Number | None = 
     Parameters
     ----------
     norm : float or SpectralResult
-        ``norm(J)``, in any sub-multiplicative norm; of ``operator_norm(J)`` its ``upper`` is taken.
+        ``norm(J, 2)`` or an upper bound on it; of ``operator_norm(J)`` its ``upper`` is taken. Without ``sigma_min``
+        any sub-multiplicative norm of ``J`` will do, and the bound is in that norm (of ``J^H``, for an adjoint).
     terms : int
         ``K >= 0``, the number of products; the sum has ``K + 1`` terms.
     sigma_min : float or SpectralResult, optional
@@ -104,8 +106,8 @@ class GradientError:
     gradient : float
         ``norm(dL/dw - true)``, all together; in the unit of ``z`` where ``parameter_norm`` was left at 1.
     rigorous : bool
-        Whether every constant was given and Kantorovich's condition holds. If not, the parts are to first order, and
-        those whose constant was left out are missing.
+        Whether every constant was given, ``sigma_min`` is no bound with a condition, and Kantorovich's holds. If not,
+        the parts are to first order, or probable, and those whose constant was left out are missing.
     """
 
     state: float
@@ -187,6 +189,7 @@ def gradient_error_bound(
         if not 0 <= value < math.inf:
             raise SettingError(f"{name}: got {label}={value!r}, expected a finite number >= 0.")
     sigma = _lower(name, "sigma_min", sigma_min)
+    proven = not isinstance(sigma_min, SpectralResult) or sigma_min.condition.startswith("unconditional")
     if sigma <= 0:
         return GradientError(math.inf, math.inf, math.inf, math.inf, False)
     forward, bend = given["forward_residual"], given["jacobian_lipschitz"]
@@ -201,12 +204,12 @@ def gradient_error_bound(
     by_residual = residual_norm / there
     by_state = (bend * adjoint_norm + given["cotangent_lipschitz"]) * state / there
     gradient = parameter_norm * (by_residual + by_state) + parameter_lipschitz * state * adjoint_norm
-    return GradientError(state, by_residual, by_state, gradient, complete and holds)
+    return GradientError(state, by_residual, by_state, gradient, complete and holds and proven)
 
 
 def _norm(name: str, norm: Number) -> float:
     if isinstance(norm, SpectralResult):
-        return float(norm.upper)
+        return _single(name, norm.upper)
     if isinstance(norm, bool) or not isinstance(norm, int | float | np.integer | np.floating) or not norm >= 0:
         raise SettingError(f"{name}: got norm={norm!r}, expected a number >= 0 or the result of operator_norm.")
     return float(norm)
@@ -218,7 +221,15 @@ def _sigma(name: str, norm: Number, sigma_min: Number | None) -> float:
 
 def _lower(name: str, label: str, value: Number) -> float:
     if isinstance(value, SpectralResult):
-        return float(value.lower)
+        return _single(name, value.lower)
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating) or not value >= 0:
         raise SettingError(f"{name}: got {label}={value!r}, expected a number >= 0 or a SpectralResult.")
+    return float(value)
+
+
+def _single(name: str, value: Any) -> float:
+    if np.ndim(value):
+        raise SettingError(
+            f"{name}: got the result of a batch of {np.size(value)}, expected one system. Take one of them."
+        )
     return float(value)

@@ -149,7 +149,9 @@ class GolubKahan:
         gap = np.linalg.norm(coefficients - expected, axis=-1)
         self.mismatch = np.fmax(self.mismatch, gap / np.where(space.norm > 0, space.norm, 1.0))
         self.residual, self.broken = norm, broken
-        self.norms.multiply(np.where(broken, 0.0, norm) * np.abs(self.small[:, -1, -1]))
+        # A rest of rounding may hide a value that the start has little of: it counts as large as it may be.
+        rounding = 8 * space.eps * space.norm
+        self.norms.multiply(np.where(broken, rounding, norm) * np.abs(self.small[:, -1, -1]))
         self._next = self.right.normalized(rest, norm, broken & self._live)
 
     def ritz(self, which: str, count: int | None = None) -> Ritz:

@@ -107,7 +107,9 @@ class Lanczos:
         small[:, k, :k] = column[:, :k].conj()
         self.small = small
         self.residual, self.broken = norm, broken
-        self.norms.multiply(np.where(broken, 0.0, norm))
+        # A rest of rounding may hide a value that the start has little of: it counts as large as it may be.
+        rounding = 8 * space.eps * space.norm
+        self.norms.multiply(np.where(broken, rounding, norm))
         self._next = self.frame.normalized(rest, norm, broken & live)
         self._row = np.zeros((space.systems, k + 1), space.dtype)
         self._row[:, k] = np.where(broken, 0.0, norm)

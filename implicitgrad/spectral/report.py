@@ -71,10 +71,8 @@ def _candidates(
         return found
     found.append((np.where(search.whole, value - r - rounding, np.nan), "unconditional: the whole space was searched"))
     chance = "over the random start"
-    sure = np.where(search.exact, value - r - rounding, np.nan)
-    found.append((sure, f"with probability 1 {chance}, whose space is invariant"))
     said = f"with probability {search.settings.confidence:g} {chance}"
-    bound = np.where(search.exact | search.whole, np.nan, search.chance_bound)  # there is more to be said of these
+    bound = np.where(search.whole, np.nan, search.chance_bound)  # there is more to be said of these
     if search.singular:  # it speaks of the squares
         bound = sign * np.sqrt(np.maximum(sign * bound, 0.0))  # maximum, unlike fmax, keeps NaN for "nothing known"
     found.append((bound - rounding, said))

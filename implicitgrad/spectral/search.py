@@ -222,7 +222,10 @@ class Search:
             short = np.where(residual <= bound, 0.0, residual / bound)
             if settings.criterion == "gap":
                 # For singular values the relative error is r^2 / (2 D), also where the value is all rounding.
-                short = np.fmin(short, residual / np.sqrt(distance * (2 * self.rtol if self.singular else bound)))
+                by_gap = residual / np.sqrt(distance * (2 * self.rtol if self.singular else bound))
+                # A gap is believed once the value has some digits; in noise any two values are far apart.
+                some = np.fmax(np.sqrt(self.rtol) * np.abs(value), self.rounding)
+                short = np.fmin(short, np.fmax(by_gap, residual / some))
             if settings.vector_tol is not None:
                 wide = gap * (2 * value + gap) if self.singular else gap  # the gap of the squares
                 angle = residual * (value + gap if self.singular else 1.0) / wide

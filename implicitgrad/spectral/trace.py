@@ -92,7 +92,7 @@ def trace(
     A : LinearOperator, shape (n, n)
         With ``A x``.
     products : int
-        How many to spend; no more than ``n`` are ever needed by ``"hutch++"``, which is then exact.
+        How many to spend; ``"hutch++"`` is exact from ``3 n`` on, and earlier where the rank is less than ``n``.
     method : {"hutch++", "hutchinson"}
         ``"hutchinson"``: the mean of ``v^H A v`` over Rademacher probes. ``"hutch++"``: a third of the products finds
         the range of ``A``, a third takes its trace exactly, and a third estimates what is left; the error falls like
@@ -137,13 +137,13 @@ def trace(
             unit = np.zeros((space.systems, rank), space.dtype)
             unit[:, i] = 1.0
             q = frame.combine(unit)
-            exact = exact + _real_inner(space, q, space.matvec(q))
+            exact = exact + _inner(space, q, space.matvec(q))
     left = products - space.num_matvecs
     samples: list[Host] = []
     if (found < n).any() and left > 0:
         for probe in _probes(space, left):
             probe = frame.basis.project_out(probe)[0] if frame.count else probe
-            samples.append(_real_inner(space, probe, space.matvec(probe)))
+            samples.append(_inner(space, probe, space.matvec(probe)))
     return _estimate(space, exact, samples)
 
 
@@ -156,9 +156,13 @@ def _probes(space: Space, count: int) -> Any:
         yield space.backend.from_numpy(signs.astype(space.dtype), space.domain)
 
 
-def _real_inner(space: Space, x: Array, y: Array) -> Host:
-    inner = space.backend.real(space.backend.inner(x, y))
-    return space.host(space.backend.to_host(inner)).astype(float)
+def _inner(space: Space, x: Array, y: Array) -> Host:
+    """Return ``x^H y`` of each system on the host, complex where the operator is and need not be Hermitian."""
+    backend, inner = space.backend, space.backend.inner(x, y)
+    real = space.host(backend.to_host(backend.real(inner))).astype(float)
+    if not space.is_complex or space.operator.symmetric:
+        return real
+    return real + 1j * space.host(backend.to_host(backend.real(-1j * inner))).astype(float)
 
 
 def _estimate(space: Space, exact: Host, samples: list[Host]) -> Estimate:

@@ -67,10 +67,11 @@ def diagnose(
     name = "diagnose"
     layout = Layout.of(name, z, batch_ndim)
     function = FlatFunction(name, f, layout, args)
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.random.fork_rng(devices=()):  # a look changes nothing, the generator included
         point = layout.ravel(z).detach().clone().requires_grad_()
-        function.observe(point)  # so that dropout and batch normalization are left as they were
+        first = function.observe(point)  # so that dropout and batch normalization are left as they were
         image = function(point, *function.tensors)
+    function.warn_of_other_draws(point.detach(), first)
     if g is not None:
         other = Layout.of(f"{name} (g)", g, batch_ndim)
         if other.shapes != layout.shapes or other.treespec != layout.treespec:

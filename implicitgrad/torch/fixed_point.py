@@ -70,6 +70,12 @@ def fixed_point(
         First guess of the adjoint, flat as ``report.backward.x`` is or of the structure of ``z``: hand back the last
         one when the same batch comes again, and the backward solve begins where it ended. It changes no bound.
 
+    group : torch.distributed.ProcessGroup, optional
+        The state is split over the ranks of this group, and ``z0`` is this rank's shard, of any length: ``f`` maps
+        local shards and does the communication that it needs, differentiably; inner products are reduced over the
+        group, so all ranks take the same steps. Gradients of tensors that every rank holds are this rank's part of a
+        sum.
+
     Returns
     -------
     tensor, or nested tensors

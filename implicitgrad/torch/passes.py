@@ -107,14 +107,17 @@ class Pass:
         with torch.autocast(layout.device.type, enabled=False):
             first = function.observe(start)
         cut, keep = self.adjoint.cut, report is not None and report.keeps_trajectory
-        reusable = None if is_transformed() else first
+        firsts = [] if is_transformed() else [first]  # used once: the graph, which keeps ``solve``, is not to keep it
+        del first
 
         def solve(flat_map: FlatMap, merit: FlatMap | None, z: torch.Tensor) -> Solution:
             with torch.autocast(layout.device.type, enabled=False):
+                known: Any = firsts.pop() if firsts else None
                 if cut is None:
-                    solution = search(flat_map, merit, z.detach(), reusable, keep)
+                    solution = search(flat_map, merit, z.detach(), known, keep)
                 else:
-                    solution = search(flat_map, merit, cut.like(z.detach()), cut.like(first), keep)
+                    known = None if known is None else cut.like(known)
+                    solution = search(flat_map, merit, cut.like(z.detach()), known, keep)
                     points = tuple(point.local for point in solution.trajectory)
                     solution = replace(solution, x=solution.x.local, trajectory=points)
             return replace(solution, num_matvecs=solution.num_matvecs + 1)  # the call that was observed
@@ -126,6 +129,8 @@ class Pass:
             equation = Primal(self.adjoint, function, solve, merit, function.captured)
             z = attach(equation, start, *function.tensors)
             solution = equation.found.pop()
+            if torch.is_grad_enabled() and not is_transformed() and not z.requires_grad:
+                function.refuse_late_captures(solution.x)  # a backward pass, which would have seen them, will not come
         if not function.is_linked and not _is_one_step(self.adjoint.solver) and _has_moved(solution):
             raise SettingError(
                 f"{function.name}: got an f whose value changes with its state, but whose graph does not lead back to "

@@ -130,8 +130,8 @@ def test_frobenius_and_trace_estimates_are_unbiased_within_their_standard_errors
     A = ig.DenseOperator(M)
     for name, true, estimate in (
         ("frobenius", np.linalg.norm(M) ** 2, lambda s: ig.squared_frobenius_norm(A, samples=12, seed=s)),
-        ("hutchinson", np.trace(M).real, lambda s: ig.trace(A, products=12, method="hutchinson", seed=s)),
-        ("hutch++", np.trace(M).real, lambda s: ig.trace(A, products=18, seed=s)),
+        ("hutchinson", np.trace(M), lambda s: ig.trace(A, products=12, method="hutchinson", seed=s)),
+        ("hutch++", np.trace(M), lambda s: ig.trace(A, products=18, seed=s)),
     ):
         estimates = [estimate(seed) for seed in range(60)]
         values = np.array([e.value for e in estimates])
@@ -139,6 +139,25 @@ def test_frobenius_and_trace_estimates_are_unbiased_within_their_standard_errors
         assert abs(values.mean() - true) <= 4 * spread / 60**0.5, name
         reported = np.mean([e.standard_error for e in estimates])
         assert 0.5 * spread <= reported <= 2 * spread, name
+
+
+def test_the_trace_of_a_complex_operator_is_complex():
+    """1j I has the trace 5j, of which the real part alone, 0 +- 0, was told."""
+    estimate = ig.trace(ig.DenseOperator(1j * np.eye(5)), method="hutchinson")
+    assert estimate.value == pytest.approx(5j)
+    assert estimate.standard_error == 0.0
+
+
+def test_a_bound_that_holds_with_a_probability_is_not_called_rigorous():
+    values = np.concatenate([[0.01], np.linspace(0.3, 2.0, 199)])
+    found = ig.smallest_singular_value(
+        ig.DenseOperator(np.diag(values)), max_iters=20, confidence=0.9, on_failure="return"
+    )
+    assert not ig.gradient_error_bound(found, 1e-6).rigorous or found.condition.startswith("unconditional")
+    assert ig.gradient_error_bound(0.01, 1e-6).rigorous
+    batch = ig.smallest_singular_value(ig.DenseOperator(np.stack([np.eye(3), 2 * np.eye(3)])))
+    with pytest.raises(ig.SettingError, match="expected one system"):
+        ig.gradient_error_bound(batch, 1e-6)
 
 
 def test_the_root_of_the_square_is_too_small_on_average():

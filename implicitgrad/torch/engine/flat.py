@@ -1,9 +1,9 @@
 """A user's map ``f(z, *args)`` as a function of flat tensors: what the solvers and the implicit function work on.
 
-Used by ``fixed_point``, ``implicit_gradient``, ``root`` and ``argmin``. Here ``f`` is taken apart: its tensors are
-found, those in its arguments and those it captures; it is made one fixed function for the length of the pass
-(``frozen.py``); and it runs under the autocast state of the call, in the forward solve, whose own arithmetic does not,
-and in the backward pass, which autograd runs without it.
+Used by ``fixed_point``, ``implicit_gradient``, ``root`` and ``argmin``, and where a Jacobian is taken at a point. Here
+``f`` is taken apart: its tensors are found, those in its arguments and those it captures; it is made one fixed function
+for the length of the pass (``frozen.py``); and it runs under the autocast state of the call, in the forward solve,
+whose own arithmetic does not, and in the backward pass, which autograd runs without it.
 """
 
 from __future__ import annotations
@@ -157,6 +157,18 @@ class FlatFunction:
             raise SettingError(
                 f"{self.name}: f writes what carries a derivative into a tensor from outside, expected a new "
                 "one, since several calls of f share it. Return the value, or detach what is written."
+            )
+
+    def refuse_late_captures(self, z: torch.Tensor) -> None:
+        """Raise where ``f`` depends at ``z``, the fixed point, on tensors that its first call has not shown."""
+        twin = copy(self)
+        twin.frozen, twin.tensors = Frozen(self.layout.device), self.tensors[: self._count]
+        with self.frozen.again():
+            twin.observe(z)
+        if any(t.requires_grad for t in twin.captured):
+            raise SettingError(
+                f"{self.name}: at the fixed point f depends on a tensor that it did not use at the start, so it was "
+                "not seen and would get no gradient. Pass the tensor as an argument of f, or start elsewhere."
             )
 
     @property

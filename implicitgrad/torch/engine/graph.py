@@ -1,7 +1,7 @@
 """What torch's graphs and transforms tell: who is wrapped, how old a node is, where paths end.
 
-Autograd shows its graph through attributes with an underscore, and ``torch.func`` its wrappers through ``torch._C``.
-They are used here and nowhere else.
+Autograd shows its graph through attributes with an underscore, and ``torch.func`` its wrappers through ``torch._C``:
+what is used of them in more than one place is here.
 """
 
 from __future__ import annotations

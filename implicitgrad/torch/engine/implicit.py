@@ -27,7 +27,7 @@ from torch.overrides import handle_torch_function
 
 from implicitgrad.backends.torch import BACKEND
 from implicitgrad.errors import SettingError
-from implicitgrad.solvers import Solution
+from implicitgrad.solvers import Solution, Solver
 from implicitgrad.solvers.tail import geometric_tail
 from implicitgrad.status import Status
 from implicitgrad.torch.engine.compiled import uncompiled
@@ -94,7 +94,9 @@ class _Solve(torch.autograd.Function):
         x, *tensors = ctx.saved_tensors
         filled = [torch.zeros_like(w) if t is None else t for w, t in zip(tensors, tangents, strict=True)]
         system = Tangent(ctx.equation.adjoint, ctx.equation)
-        return attach(system, torch.zeros_like(x), x, *tensors, *filled)
+        v = attach(system, torch.zeros_like(x), x, *tensors, *filled)
+        words = _why_only_once(system)
+        return _Once.apply(words, v, x, *tensors, *filled) if words else v
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], equation: Implicit, *tensors: torch.Tensor) -> tuple[Any, int]:
@@ -112,22 +114,26 @@ def _plain_pull_back(
     """Return the cotangents of ``tensors`` on one graph of the map: products of the solve and pull-back alike."""
     image, point, stand_ins = equation.partials(x, tensors, wanted, detached=True)
     solution = equation.adjoint.solve(image, point, g, moved=equation.moved(image, point))
-    tell, unseen = equation.adjoint.tell, solution.num_matvecs == 0 and not np.any(solution.converged)
-    if unseen and tell is not None and equation.adjoint.cut is None:
+    tell = equation.adjoint.tell
+    # A fixed budget of no products from zero, u = g or a part of it: Neumann alone has that.
+    unseen = solution.solver == "Neumann" and solution.num_matvecs == 0 and solution.residual_norm is None
+    if unseen and not np.any(solution.converged) and tell is not None and equation.adjoint.cut is None:
         # A one-step gradient that someone asks about: its residual J^H g is one more output of the pull-back, at 1.5
         # times the cost of the pull-back to a dense layer alone, and the only sign of its bias.
-        *cotangents, residual = _cotangents(equation, image, [*stand_ins, point], (*wanted, True), solution.x)
-        tell(_with_residual(solution, residual))
+        *cotangents, pulled = _cotangents(equation, image, [*stand_ins, point], (*wanted, True), solution.x)
+        # g - A^H u, where the pull-back has J^H u for a fixed point and -J^H u for a root.
+        residual = g - solution.x if equation.adjoint.shifted else g
+        tell(_with_residual(solution, residual if pulled is None else residual + pulled, equation.adjoint.solver))
         return cotangents
     return _cotangents(equation, image, stand_ins, wanted, solution.x)
 
 
-def _with_residual(solution: Solution, residual: torch.Tensor | None) -> Solution:
-    """Return a one-step solution, ``u = g``, with the residual ``g - (I - J)^H g = J^H g`` and the bias it tells of."""
-    size = solution.rhs_norm
-    norm = 0.0 * size if residual is None else np.asarray(BACKEND.host_norm(residual.detach()), dtype=float)
+def _with_residual(solution: Solution, residual: torch.Tensor, solver: Solver | None) -> Solution:
+    """Return a one-step solution with its residual, and the bias that it lets expect."""
+    size, damping = solution.rhs_norm, getattr(solver, "damping", 0.0)
+    norm: Any = np.asarray(BACKEND.host_norm(residual.detach()), dtype=float)
     norm = norm if isinstance(size, np.ndarray) else float(norm)
-    return replace(solution, residual_norm=norm, bias=geometric_tail((size, None), norm, 1.0))
+    return replace(solution, residual_norm=norm, bias=geometric_tail((size, None), norm, 1.0 - damping))
 
 
 def _differentiable_pull_back(
@@ -136,16 +142,10 @@ def _differentiable_pull_back(
     """Return the cotangents of ``tensors`` as differentiable functions of ``g``, ``x`` and ``tensors``."""
     system = Transposed(equation.adjoint, equation)
     u = attach(system, torch.zeros_like(g), g, x, *tensors)
-    while system.found:  # emptied, for the graph will hold the system
-        if not _all_converged(solution := system.found.pop()):
-            words = (
-                f"{equation.adjoint.name}: got a second derivative (create_graph=True) through an adjoint solve that "
-                f"ended as {_names(solution)}, expected CONVERGED: the derivative of an approximation is not an "
-                "approximation of the derivative. Use a solver that converges, such as adjoint=GMRES()."
-            )
-            if not is_transformed():
-                raise SettingError(words)
-            u = _Once.apply(words, u, g, x, *tensors)  # a transform keeps graphs whether they will be used or not
+    if words := _why_only_once(system):
+        if not is_transformed():
+            raise SettingError(words)
+        u = _Once.apply(words, u, g, x, *tensors)  # a transform keeps graphs whether they will be used or not
     if is_transformed():  # who requires a gradient cannot be told there
         _, pull_back = linearized(lambda *tensors: equation.map(x, *tensors), *tensors)
         return list(pull_back(u if equation.adjoint.shifted else -u))
@@ -190,6 +190,19 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, words: str, u: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, Any]:
         return _Once.apply(words, u, *tensors), in_dims[1]
+
+
+def _why_only_once(system: Implicit) -> str:
+    """Return why what ``system`` has found may not be differentiated, empty if it may; its reports are forgotten."""
+    found = [system.found.pop() for _ in range(len(system.found))]  # the graph will hold the system
+    bad = [solution for solution in found if not _all_converged(solution)]
+    if not bad:
+        return ""
+    return (
+        f"{system.adjoint.name}: got a second derivative (create_graph=True) through a solve that ended as "
+        f"{_names(bad[0])}, expected CONVERGED: the derivative of an approximation is not an approximation of the "
+        "derivative. Use a solver that converges, such as adjoint=GMRES()."
+    )
 
 
 def _all_converged(solution: Solution) -> bool:

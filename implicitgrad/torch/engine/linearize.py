@@ -1,8 +1,8 @@
 """The derivative of a map of several tensors, applied forwards and backwards, and differentiable in turn.
 
-Used by the implicit function theorem (``implicit.py``), which differentiates its own systems, and by ``argmin``, whose
-equation is itself a derivative. Plain tensors go through ``torch.autograd.grad`` on one graph; under a ``torch.func``
-transform, where no tensor can be told to require a gradient, through ``torch.func.vjp``.
+Used by the implicit function theorem (``equations.py``, ``implicit.py``), which differentiates its own systems. Plain
+tensors go through ``torch.autograd.grad`` on one graph; under a ``torch.func`` transform, where no tensor can be told
+to require a gradient, through ``torch.func.vjp``.
 """
 
 from __future__ import annotations

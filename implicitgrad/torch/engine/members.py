@@ -17,6 +17,8 @@ import torch
 
 __all__ = ["Members"]
 
+_GONE = object()  # stands for a member that the module no longer has
+
 
 class Members:
     """What the modules that ``f`` is, holds or refers to contain.
@@ -40,7 +42,9 @@ class Members:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Surround a call that is to find the members as they were."""
-        others = [(members, name, members.get(name)) for members, name, t in self._held if members.get(name) is not t]
+        others = [
+            (members, name, members.get(name, _GONE)) for members, name, t in self._held if members.get(name) is not t
+        ]
         if not others:
             yield
             return
@@ -50,7 +54,10 @@ class Members:
             yield
         finally:
             for members, name, other in others:
-                members[name] = other
+                if other is _GONE:
+                    del members[name]
+                else:
+                    members[name] = other
 
 
 def _modules(f: Any) -> list[torch.nn.Module]:

@@ -126,11 +126,17 @@ def _largest_row_sum(function: MapAt, drawn: Probes) -> torch.Tensor:
     linearized = function.linearized()
     with torch.no_grad():
         sums = [
-            _difference(linearized, e).abs().sum(dim=-1) for e in unit_vectors(linearized.point, drawn.rows(function))
+            _wide(_difference(linearized, e)).abs().sum(dim=-1)
+            for e in unit_vectors(linearized.point, drawn.rows(function))
         ]
     largest = torch.cat(sums).argmax(dim=0)  # M is Hermitian: column i is as good as row i
     e = torch.nn.functional.one_hot(largest, function.size).to(linearized.point.dtype)
-    return _difference(linearized, e).abs().sum(dim=-1)
+    return _wide(_difference(linearized, e)).abs().sum(dim=-1)
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    """Return half precision as float32, in which its sums do not overflow."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def safe_sqrt(square: torch.Tensor) -> torch.Tensor:

@@ -91,5 +91,6 @@ def unit_vectors(point: torch.Tensor, rows: int) -> Iterator[torch.Tensor]:
 
 
 def _squares(x: torch.Tensor) -> torch.Tensor:
-    """Return ``norm(x)^2`` over the last axis."""
+    """Return ``norm(x)^2`` over the last axis; of half precision in float32, where float16 would overflow."""
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     return torch.linalg.vector_norm(x, dim=-1).square() if x.is_complex() else x.square().sum(dim=-1)
