@@ -55,7 +55,8 @@ def random_start_shift(apart: Host, log_norms: Host, size: int, is_complex: bool
     apart : ndarray, shape (s, k)
         Distances ``|theta_i - theta_1|`` of the Ritz values to the wanted one, which comes first, as zero.
     log_norms : ndarray, shape (s,)
-        ``sum log beta_j`` over all ``k`` steps, the last rest included; a rest of rounding counts as large as it may be.
+        ``sum log beta_j`` over all ``k`` steps, the last rest included; a rest of rounding counts as large as it may
+        be.
     size : int
         ``n >= 3``.
     is_complex : bool

@@ -27,7 +27,7 @@ from torch.overrides import handle_torch_function
 
 from implicitgrad.backends.torch import BACKEND
 from implicitgrad.errors import SettingError
-from implicitgrad.solvers import Solution, Solver
+from implicitgrad.solvers import Neumann, Solution
 from implicitgrad.solvers.tail import geometric_tail
 from implicitgrad.status import Status
 from implicitgrad.torch.engine.compiled import uncompiled
@@ -116,21 +116,24 @@ def _plain_pull_back(
     solution = equation.adjoint.solve(image, point, g, moved=equation.moved(image, point))
     tell = equation.adjoint.tell
     # A fixed budget of no products from zero, u = g or a part of it: Neumann alone has that.
-    unseen = solution.solver == "Neumann" and solution.num_matvecs == 0 and solution.residual_norm is None
-    if unseen and not np.any(solution.converged) and tell is not None and equation.adjoint.cut is None:
+    solver, unseen = equation.adjoint.solver, solution.num_matvecs == 0 and solution.residual_norm is None
+    unseen = unseen and not np.any(solution.converged) and equation.adjoint.cut is None
+    if unseen and tell is not None and isinstance(solver, Neumann):
         # A one-step gradient that someone asks about: its residual J^H g is one more output of the pull-back, at 1.5
         # times the cost of the pull-back to a dense layer alone, and the only sign of its bias.
         *cotangents, pulled = _cotangents(equation, image, [*stand_ins, point], (*wanted, True), solution.x)
-        # g - A^H u, where the pull-back has J^H u for a fixed point and -J^H u for a root.
-        residual = g - solution.x if equation.adjoint.shifted else g
-        tell(_with_residual(solution, residual if pulled is None else residual + pulled, equation.adjoint.solver))
+        # g - A^H u, where the pull-back has J^H u for a fixed point and -J^H u for a root; u = g but for damping.
+        if not equation.adjoint.shifted or solver.damping or pulled is None:
+            rest = g - solution.x if equation.adjoint.shifted else g
+            pulled = rest if pulled is None else rest + pulled
+        tell(_with_residual(solution, pulled, solver.damping))
         return cotangents
     return _cotangents(equation, image, stand_ins, wanted, solution.x)
 
 
-def _with_residual(solution: Solution, residual: torch.Tensor, solver: Solver | None) -> Solution:
+def _with_residual(solution: Solution, residual: torch.Tensor, damping: float) -> Solution:
     """Return a one-step solution with its residual, and the bias that it lets expect."""
-    size, damping = solution.rhs_norm, getattr(solver, "damping", 0.0)
+    size = solution.rhs_norm
     norm: Any = np.asarray(BACKEND.host_norm(residual.detach()), dtype=float)
     norm = norm if isinstance(size, np.ndarray) else float(norm)
     return replace(solution, residual_norm=norm, bias=geometric_tail((size, None), norm, 1.0 - damping))
