@@ -1,0 +1,5 @@
+"""The experiments of Liao et al., *Reviving and Improving Recurrent Back-Propagation* (ICML 2018), run with implicitgrad.
+
+``python -m benchmarks.paper hopfield|citation|propositions``, from the root of the repository; see
+``docs/reproduction.md`` for what came out.
+"""
