@@ -50,7 +50,7 @@ class Options:
 
 
 def parse(arguments: list[str] | None = None) -> Options:
-    """Return the options of a command line, by default of this process's own; exits with a message where it is wrong."""
+    """Return the options of a command line, by default this process's own; exit with a message where it is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.paper",
         description="Run an experiment of Liao et al. 2018 and print its tables beside the paper's numbers.",
@@ -60,12 +60,12 @@ def parse(arguments: list[str] | None = None) -> Options:
     parser.add_argument("--trials", type=_count, metavar="N", help="runs of each method")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda: the same code")
     parser.add_argument(
-        "--data-dir", type=_folder, metavar="DIR", help="folder with the data files: no network is used"
+        "--data-dir", type=_folder, metavar="DIR", help="where the data files lie; no network"
     )
     parser.add_argument("--quick", action="store_true", help="end to end in under a minute; the figures mean nothing")
     parser.add_argument("--out", type=Path, default=Path("outputs/paper"), metavar="DIR", help="default: outputs/paper")
     parser.add_argument(
-        "--only", action="append", default=[], metavar="METHOD", help="run this method; may be repeated"
+        "--only", action="append", default=[], metavar="METHOD", help="a method; may be repeated"
     )
     known, rest = parser.parse_known_args(arguments)
     return Options(

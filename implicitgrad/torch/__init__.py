@@ -20,6 +20,7 @@ from implicitgrad.torch.fixed_point import fixed_point, implicit_gradient
 from implicitgrad.torch.forward import Anderson, Broyden, Equation, ForwardSolver, NewtonKrylov, Picard
 from implicitgrad.torch.module import FixedPoint
 from implicitgrad.torch.operators import vjp_operator
+from implicitgrad.torch.recurrent import PoissonTruncation, Truncation, UniformTruncation, artbp, bptt, rbp, tbptt
 from implicitgrad.torch.regularizers import (
     gershgorin_penalty,
     jacobian_norm_penalty,
@@ -38,9 +39,14 @@ __all__ = [
     "ForwardSolver",
     "NewtonKrylov",
     "Picard",
+    "PoissonTruncation",
     "Report",
     "Sharded",
+    "Truncation",
+    "UniformTruncation",
     "argmin",
+    "artbp",
+    "bptt",
     "diagnose",
     "fixed_point",
     "gershgorin_penalty",
@@ -48,7 +54,9 @@ __all__ = [
     "jacobian_norm_penalty",
     "lambda_min",
     "lambda_min_penalty",
+    "rbp",
     "root",
     "spectral_radius_penalty",
+    "tbptt",
     "vjp_operator",
 ]
