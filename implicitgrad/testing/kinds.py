@@ -4,44 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from implicitgrad.testing.matrices import (
+    Matrix,
+    random_matrix,
+    random_orthogonal,
+    with_eigenvalues,
+    with_singular_values,
+)
+
 __all__ = ["KINDS", "Kind", "random_matrix"]
-
-Matrix = Any  # a NumPy array; much of numpy.linalg is typed no more narrowly
-
-
-def random_matrix(rng: np.random.Generator, n: int, is_complex: bool) -> Matrix:
-    """Return standard normal entries, complex ones where asked."""
-    draw: Matrix = rng.standard_normal((n, n))
-    return draw + 1j * rng.standard_normal((n, n)) if is_complex else draw
-
-
-def _orthogonal(rng: np.random.Generator, n: int, is_complex: bool) -> Matrix:
-    return np.linalg.qr(random_matrix(rng, n, is_complex))[0]
-
-
-def _with_singular_values(rng: np.random.Generator, values: Matrix, is_complex: bool) -> Matrix:
-    n = len(values)
-    return (_orthogonal(rng, n, is_complex) * values) @ _orthogonal(rng, n, is_complex)
-
-
-def _with_eigenvalues(rng: np.random.Generator, values: Matrix, is_complex: bool) -> Matrix:
-    q = _orthogonal(rng, len(values), is_complex)
-    matrix = (q * values) @ q.conj().T
-    return (matrix + matrix.conj().T) / 2
 
 
 def _contraction(rng: np.random.Generator, n: int, is_complex: bool) -> Matrix:
     norm = rng.uniform(0.05, 0.9)
-    return _with_singular_values(rng, norm * rng.uniform(0.0, 1.0, n) ** rng.uniform(0, 2), is_complex)
+    return with_singular_values(rng, norm * rng.uniform(0.0, 1.0, n) ** rng.uniform(0, 2), is_complex)
 
 
 def _normal(rng: np.random.Generator, n: int, is_complex: bool) -> Matrix:
     radius, angle = rng.uniform(0, 0.9, n), rng.uniform(0, 2 * np.pi, n)
-    q = _orthogonal(rng, n, is_complex)
+    q = random_orthogonal(rng, n, is_complex)
     if is_complex:
         return (q * (radius * np.exp(1j * angle))) @ q.conj().T
     blocks = np.diag(radius)
@@ -55,7 +39,7 @@ def _non_normal(rng: np.random.Generator, n: int, is_complex: bool) -> Matrix:
     strength = rng.uniform(0.5, 3.0)
     triangle = np.triu(random_matrix(rng, n, is_complex), 1) * strength / np.sqrt(n)
     triangle = triangle + np.diag(rng.uniform(-0.7, 0.7, n))
-    q = _orthogonal(rng, n, is_complex)
+    q = random_orthogonal(rng, n, is_complex)
     return q @ triangle @ q.conj().T
 
 
@@ -78,15 +62,15 @@ def _identity(rng: np.random.Generator, n: int, is_complex: bool) -> Matrix:
 
 
 def _symmetric_contraction(rng: np.random.Generator, n: int, is_complex: bool) -> Matrix:
-    return _with_eigenvalues(rng, rng.uniform(-0.9, 0.9, n), is_complex)
+    return with_eigenvalues(rng, rng.uniform(-0.9, 0.9, n), is_complex)
 
 
 def _spd(rng: np.random.Generator, n: int, is_complex: bool) -> Matrix:
-    return _with_eigenvalues(rng, 10.0 ** rng.uniform(-1.0, 1.0, n), is_complex)
+    return with_eigenvalues(rng, 10.0 ** rng.uniform(-1.0, 1.0, n), is_complex)
 
 
 def _indefinite(rng: np.random.Generator, n: int, is_complex: bool) -> Matrix:
-    return _with_eigenvalues(rng, rng.choice([-1.0, 1.0], n) * rng.uniform(0.3, 3.0, n), is_complex)
+    return with_eigenvalues(rng, rng.choice([-1.0, 1.0], n) * rng.uniform(0.3, 3.0, n), is_complex)
 
 
 def _skew(rng: np.random.Generator, n: int, is_complex: bool) -> Matrix:
@@ -97,7 +81,7 @@ def _skew(rng: np.random.Generator, n: int, is_complex: bool) -> Matrix:
 def _rotation(rng: np.random.Generator, n: int, is_complex: bool) -> Matrix:
     """Orthogonal with no eigenvalue near 1: I - J is regular, but no power of J gets smaller."""
     angle = rng.uniform(0.5, 2 * np.pi - 0.5, n)
-    q = _orthogonal(rng, n, is_complex)
+    q = random_orthogonal(rng, n, is_complex)
     if is_complex:
         return (q * np.exp(1j * angle)) @ q.conj().T
     blocks = -np.eye(n)
@@ -108,23 +92,23 @@ def _rotation(rng: np.random.Generator, n: int, is_complex: bool) -> Matrix:
 
 
 def _expanding(rng: np.random.Generator, n: int, is_complex: bool) -> Matrix:
-    return -3.0 * _orthogonal(rng, n, is_complex)
+    return -3.0 * random_orthogonal(rng, n, is_complex)
 
 
 def _nearly_singular(rng: np.random.Generator, n: int, is_complex: bool) -> Matrix:
     values = rng.uniform(0.5, 2.0, n)
     values[0] = 10.0 ** rng.uniform(-17, -3)
-    return _with_singular_values(rng, values, is_complex)
+    return with_singular_values(rng, values, is_complex)
 
 
 def _singular(rng: np.random.Generator, n: int, is_complex: bool) -> Matrix:
     values = rng.uniform(0.5, 2.0, n)
     values[: rng.integers(1, max(2, n // 2 + 1))] = 0.0
-    return _with_singular_values(rng, values, is_complex)
+    return with_singular_values(rng, values, is_complex)
 
 
 def _regular(rng: np.random.Generator, n: int, is_complex: bool) -> Matrix:
-    return _with_singular_values(rng, rng.uniform(0.3, 2.0, n), is_complex)
+    return with_singular_values(rng, rng.uniform(0.3, 2.0, n), is_complex)
 
 
 @dataclass(frozen=True)
