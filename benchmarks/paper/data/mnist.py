@@ -6,20 +6,32 @@ from pathlib import Path
 
 import numpy as np
 
+from .digest import check_content, digest_of
 from .errors import DataError
+from .files import read_published
+from .gz import idx_array, inflated
 from .npz import read_npz
+from .registry import Published
 
-MNIST_FILES = ("mnist.npz", "mnist-train-19690.npz")
 
-
-def mnist_from_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``(images, labels)`` of an archive."""
+def mnist_from_npz(published: Published, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``(images, labels)`` of an archive, whose content must be the published one."""
     arrays = read_npz(path, ("images", "labels"))
-    return checked_mnist(str(path), arrays["images"], arrays["labels"])
+    images, labels = _checked(str(path), arrays["images"], arrays["labels"])
+    check_content(str(path), {"images and labels": digest_of(images, labels)}, published.content)
+    return images, labels
 
 
-def checked_mnist(source: str, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the two arrays; DataError unless they are ``uint8``, ``(N, 28, 28)`` and ``(N,)``, classes 0 to 9."""
+def mnist_from_public_files(published: Published, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``(images, labels)`` of the two public files."""
+    parts = {}
+    for name, sha256 in published.files.items():
+        dimensions = 3 if "images" in name else 1
+        parts[dimensions] = idx_array(name, inflated(name, read_published(folder, name, sha256)), dimensions)
+    return _checked(str(folder), parts[3], parts[1])
+
+
+def _checked(source: str, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if images.dtype != np.uint8 or images.shape[1:] != (28, 28):
         raise DataError(f"load_mnist: got {source}, images {images.dtype}{images.shape}, expected uint8 (N, 28, 28).")
     if labels.dtype != np.uint8 or labels.shape != images.shape[:1] or (labels.size and labels.max() > 9):
