@@ -143,6 +143,7 @@ def test_auto_solves_rectangular_systems_by_lsmr():
 
 
 # -- Solution ----------------------------------------------------------------------------------------------------------
+@pytest.mark.fault(88)
 def test_a_solution_and_its_error_can_be_pickled_and_copied():
     """FAULTS 88."""
     sol = ig.adjoint_solve(HARD, np.ones(2), solver=ig.Neumann(), on_failure="return")

@@ -94,6 +94,7 @@ def half_arrays(name):
     return (lambda x: torch.tensor(x, dtype=dtype)), 2.0**-10 if name == "torch float16" else 2.0**-7
 
 
+@pytest.mark.fault(9, 10, 41)
 @pytest.mark.parametrize("name", ["numpy float16", "torch float16", "torch bfloat16"])
 @pytest.mark.parametrize("batch", [None, 3])
 def test_half_precision_is_solved_in_single_and_returned_in_half(solver, name, batch):

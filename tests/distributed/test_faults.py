@@ -49,6 +49,7 @@ def _faulty(rank, kind, solver):
     return told, after.x.gather().tolist()
 
 
+@pytest.mark.fault(91)
 @pytest.mark.parametrize(
     ("kind", "own", "words"),
     [

@@ -108,6 +108,7 @@ def _whole(batch_ndim, second):
     return z.detach(), g
 
 
+@pytest.mark.fault(92, 93)
 @pytest.mark.parametrize(
     ("solver", "batch_ndim", "second"),
     [

@@ -41,6 +41,7 @@ def _solve(rank):
     ig.adjoint_solve(ig.VJPOperator(vjp, size=8), shard)
 
 
+@pytest.mark.fault(91)
 def test_a_rank_that_is_killed_in_a_solve_ends_the_others_with_an_error(mortals):
     """No hang: OperatorError from the next reduction, in seconds."""
     told = mortals.answers(_solve, limit=LIMIT)
@@ -70,6 +71,7 @@ def _leaves_others_waiting(rank):
             os._exit(7)
 
 
+@pytest.mark.fault(91)
 def test_a_rank_that_raises_while_the_others_wait_inside_the_map_does_not_wait_for_them(mortals):
     """It gives them its patience, then raises; its process ends, and the others' communication with it."""
     told = mortals.answers(_leaves_others_waiting, limit=LIMIT)

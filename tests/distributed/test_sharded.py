@@ -91,6 +91,7 @@ def _solve_general(rank, dtype):
     return [_told(ig.adjoint_solve(_dense_operator(shard, matrix), shard, solver=solver)) for solver in GENERAL]
 
 
+@pytest.mark.fault(92, 93)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.complex128], ids=str)
 def test_every_solver_finds_the_adjoint_of_one_process_on_uneven_shards(three_ranks, dtype):
     """(I - J)^H z = g on shards of 3, 5 and 0 entries: z, statuses and counts as in one process."""

@@ -73,6 +73,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.fault(50, 51, 52, 55)
 @pytest.mark.parametrize(("vjp", "settings", "text"), [f[1:] for f in FAULTS], ids=[f[0] for f in FAULTS])
 def test_a_planted_fault_is_named(vjp, settings, text):
     J = ig.VJPOperator(vjp, 5, **settings)
@@ -88,6 +89,7 @@ def test_an_operator_that_mixes_the_batch_is_named():
     assert ig.check_operator(J).ok, "one vector does not show it"
 
 
+@pytest.mark.fault(53)
 def test_an_operator_that_writes_into_its_input_is_named():
     def vjp(u):
         u *= 0.5

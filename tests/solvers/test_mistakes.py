@@ -60,6 +60,7 @@ ARRAYS = [
 ]
 
 
+@pytest.mark.fault(1, 11, 12)
 @pytest.mark.parametrize(("rhs", "error", "builtin", "text"), [a[1:] for a in ARRAYS], ids=[a[0] for a in ARRAYS])
 def test_a_wrong_right_hand_side_costs_no_product(row, rhs, error, builtin, text):
     watch, J = system()
@@ -82,6 +83,7 @@ GUESSES = [
 ]
 
 
+@pytest.mark.fault(2)
 @pytest.mark.parametrize(("x0", "error", "text"), [a[1:] for a in GUESSES], ids=[a[0] for a in GUESSES])
 def test_a_wrong_first_guess_costs_no_product(row, x0, error, text):
     watch, J = system()
@@ -131,6 +133,7 @@ PRODUCTS = [
 ]
 
 
+@pytest.mark.fault(3, 4, 11, 14, 19, 53)
 @pytest.mark.parametrize(("product", "error", "text"), [a[1:] for a in PRODUCTS], ids=[a[0] for a in PRODUCTS])
 def test_an_operator_that_returns_the_wrong_thing_is_named_at_the_first_product(row, product, error, text):
     g = np.array([1.0, 2.0, 3.0])
@@ -142,6 +145,7 @@ def test_an_operator_that_returns_the_wrong_thing_is_named_at_the_first_product(
     assert np.array_equal(g, [1.0, 2.0, 3.0])
 
 
+@pytest.mark.fault(4, 14, 19, 53)
 @pytest.mark.parametrize("spoil", ["None", "one short", "single precision", "in place"])
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_a_fault_at_the_kth_product_is_named_there(spoil, k):
@@ -166,6 +170,7 @@ def test_an_in_place_change_of_a_tensor_is_named():
         ig.adjoint_solve(ig.VJPOperator(lambda u: u.numpy() @ MATRIX, 3), kept)
 
 
+@pytest.mark.fault(54)
 def test_a_buffer_that_the_operator_keeps_does_no_harm(row):
     """FAULTS 54: one shared buffer is returned again and again; and 53's twin, the input itself."""
     half = np.full(3, np.nan)
@@ -185,6 +190,7 @@ class Interrupted(KeyboardInterrupt):
     pass
 
 
+@pytest.mark.fault(57, 58)
 @pytest.mark.parametrize("error", [ValueError("mine"), Interrupted("mine"), ZeroDivisionError("mine")], ids=repr)
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_an_exception_of_the_callable_passes_through_unchanged(row, error, k):
@@ -233,6 +239,7 @@ TOLERANCES = [
 ]
 
 
+@pytest.mark.fault(67, 68, 69)
 @pytest.mark.parametrize("name", ["rtol", "atol"])
 @pytest.mark.parametrize(("value", "error"), TOLERANCES, ids=repr)
 def test_a_senseless_tolerance_is_refused_when_it_is_set(row, name, value, error):
@@ -240,6 +247,7 @@ def test_a_senseless_tolerance_is_refused_when_it_is_set(row, name, value, error
         row.set(**{name: value})
 
 
+@pytest.mark.fault(65)
 @pytest.mark.parametrize(
     ("value", "error"),
     [(-1, SettingError), *((wrong, SettingTypeError) for wrong in (1.5, 2.0, True, "10", float("nan")))],
@@ -256,6 +264,7 @@ def test_a_senseless_restart_is_refused(value):
         ig.GMRES(restart=value)
 
 
+@pytest.mark.fault(71)
 def test_a_huge_cap_works(budget_row):
     """FAULTS 71: the cap is no size of anything."""
     symmetric = ig.DenseOperator((MATRIX + MATRIX.T) / 2, symmetric=True)
@@ -284,6 +293,7 @@ KEYWORDS = [
 ]
 
 
+@pytest.mark.fault(72)
 @pytest.mark.parametrize(("call", "text"), KEYWORDS, ids=[k[1][:30] for k in KEYWORDS])
 def test_a_wrong_setting_names_what_there_is(call, text):
     with pytest.raises(SettingError, match=text):

@@ -52,6 +52,7 @@ def test_a_solver_converges_where_its_premise_holds(row, dtype, systems):
     assert seen >= 40
 
 
+@pytest.mark.fault(23)
 @pytest.mark.parametrize("kind", ["singular, b in range"])
 def test_a_singular_system_with_b_in_the_range_is_solved(row, dtype, kind):
     """x is not unique, its residual is what counts; symmetric and stationary methods have no claim on these."""
@@ -62,6 +63,7 @@ def test_a_singular_system_with_b_in_the_range_is_solved(row, dtype, kind):
         assert row.solver.solve(problem.operator, problem.rhs).converged
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize("kind", ["J = I", "singular, b out of range"])
 def test_a_singular_system_without_solution_is_never_a_success(row, dtype, kind):
     for seed in range(10):
@@ -88,6 +90,7 @@ def test_scaling_changes_no_bit_when_atol_is_scaled_too(row, dtype, systems):
             assert (other.num_iters, other.status) == (base.num_iters, base.status)
 
 
+@pytest.mark.fault(38, 39, 40, 42)
 @pytest.mark.parametrize(("dtype", "factors"), [("float32", (1e-25, 1e-37, 1e20, 1e35)), ("float64", (1e-200, 1e200))])
 def test_squares_of_small_and_large_right_hand_sides_do_not_vanish(row, dtype, factors):
     """FAULTS 38 to 42: norm(b)**2 under- or overflows, b does not."""
@@ -100,6 +103,7 @@ def test_squares_of_small_and_large_right_hand_sides_do_not_vanish(row, dtype, f
         assert_close(solution.x.astype(float) / factor, exact, eps=4 * problem.eps**0.5)
 
 
+@pytest.mark.fault(43)
 def test_a_subnormal_right_hand_side_gives_no_nan(row):
     problem = make_problem("symmetric contraction", 4, 0)
     solution = row.solver.solve(problem.operator, np.full(4, 5e-324))
@@ -107,6 +111,7 @@ def test_a_subnormal_right_hand_side_gives_no_nan(row):
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------
+@pytest.mark.fault(62)
 def test_a_batch_is_the_loop_of_its_systems(row, dtype, systems):
     for problem in systems(dtype, rounds=3, kinds=EASY, exponents=False, rhs=("random", "one zero"), batch=4):
         if row.needs_adjoint and problem.condition > 10:
@@ -115,6 +120,7 @@ def test_a_batch_is_the_loop_of_its_systems(row, dtype, systems):
             assert_batch_is_loop(row.set(rtol=1e-3), problem)
 
 
+@pytest.mark.fault(61, 62, 63)
 def test_a_batch_next_to_nan_zero_and_divergence_is_the_loop(row, dtype):
     """A NaN in b, a zero b and a system whose iteration diverges leave their neighbours alone."""
     for seed in range(6):
@@ -135,6 +141,7 @@ def test_a_batch_next_to_nan_zero_and_divergence_is_the_loop(row, dtype):
         assert all(solution.status[i] is Status.CONVERGED for i in (0, 4))
 
 
+@pytest.mark.fault(63)
 def test_a_system_whose_products_are_nan_leaves_its_neighbours_alone(row, dtype):
     for seed in range(4):
         problem = make_problem("symmetric contraction", 20, seed, dtype, batch=3)
@@ -171,6 +178,7 @@ def test_a_system_that_has_ended_sends_no_more_nan_to_the_operator(row):
     assert np.isfinite(solution.x).all()
 
 
+@pytest.mark.fault(5, 8)
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3), (2, 0), (0,)])
 def test_empty_arrays_are_solved_by_nothing(row, shape):
     """FAULTS 5 and 8: n = 0 and a batch of none cost no product."""
@@ -190,6 +198,7 @@ def test_a_batch_of_two_axes_keeps_its_shape(row):
 
 
 # -- rule 5: warm starts -----------------------------------------------------------------------------------------------
+@pytest.mark.fault(20)
 def test_an_exact_guess_costs_at_most_one_product(row, dtype, systems):
     for problem in systems(dtype, rounds=4, exponents=False, rhs=("random", "one zero")):
         if row.must_converge(problem):
@@ -268,6 +277,7 @@ def test_a_fixed_budget_is_spent_as_asked(budget_row, dtype):
         assert_no_false_success(problem, full)
 
 
+@pytest.mark.fault(64)
 def test_no_steps_allowed_is_no_success(budget_row):
     """FAULTS 64: peers report success with x = 0. Neumann and Richardson have a first iterate that costs nothing."""
     problem = make_problem("symmetric contraction", 5, 2)
@@ -277,6 +287,7 @@ def test_no_steps_allowed_is_no_success(budget_row):
     assert solution.num_matvecs == solution.num_rmatvecs == 0
 
 
+@pytest.mark.fault(70)
 def test_a_cap_that_is_reached_is_said(budget_row):
     """FAULTS 70: the status is MAX_ITERS, the residual the true one."""
     problem = make_problem("symmetric contraction", 30, 2)
@@ -286,6 +297,7 @@ def test_a_cap_that_is_reached_is_said(budget_row):
     assert_no_false_success(problem, solution)
 
 
+@pytest.mark.fault(16)
 def test_a_zero_right_hand_side_gives_zero_for_nothing(row, dtype, systems):
     for problem in systems(dtype, rounds=1, rhs=("zero",)):
         solution = row.solver.solve(problem.operator, problem.rhs, np.ones(problem.size, dtype))
@@ -305,6 +317,7 @@ def test_the_result_has_the_dtype_of_b_and_memory_of_its_own(row, dtype):
         assert np.array_equal(problem.rhs, kept)
 
 
+@pytest.mark.fault(89)
 def test_the_same_problem_gives_the_same_bits(row, dtype):
     """FAULTS 89."""
     problem = make_problem("symmetric contraction", 9, 4, dtype)

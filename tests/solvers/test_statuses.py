@@ -43,6 +43,7 @@ def test_no_steps_of_neumann_are_the_one_step_gradient_in_memory_of_its_own():
     assert not np.shares_memory(solution.x, g)
 
 
+@pytest.mark.fault(32)
 @pytest.mark.parametrize("solver", [ig.Neumann(), ig.Richardson()], ids=["Neumann", "Richardson"])
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 10), ("float64", 20), ("complex64", 10), ("complex128", 20)])
 def test_an_expanding_orthogonal_j_diverges_within_few_steps(solver, dtype, most):
@@ -54,6 +55,7 @@ def test_an_expanding_orthogonal_j_diverges_within_few_steps(solver, dtype, most
         assert solution.num_matvecs <= most
 
 
+@pytest.mark.fault(21, 37)
 @pytest.mark.parametrize("solver", [ig.Neumann(), ig.Richardson()], ids=["Neumann", "Richardson"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_transient_growth_is_not_divergence(solver, dtype):
@@ -68,6 +70,7 @@ def test_transient_growth_is_not_divergence(solver, dtype):
     assert ig.adjoint_solve(slow, np.ones(2, dtype), solver=solver).converged
 
 
+@pytest.mark.fault(33)
 @pytest.mark.parametrize("solver", [ig.Neumann(), ig.Richardson()], ids=["Neumann", "Richardson"])
 def test_a_rotation_neither_diverges_nor_converges(solver):
     """FAULTS 33: spectral radius one."""
@@ -75,6 +78,7 @@ def test_a_rotation_neither_diverges_nor_converges(solver):
     assert ig.adjoint_solve(J, np.ones(2), solver=solver, on_failure="return").status is Status.MAX_ITERS
 
 
+@pytest.mark.fault(36)
 def test_a_slow_contraction_reaches_the_cap():
     """FAULTS 36: rho = 0.999, cap 200."""
     J = ig.DenseOperator(0.999 * np.eye(3))
@@ -83,6 +87,7 @@ def test_a_slow_contraction_reaches_the_cap():
     assert solution.relative_residual == pytest.approx(0.999**201, rel=1e-9)
 
 
+@pytest.mark.fault(29)
 def test_a_jordan_block_converges_where_peers_are_wrong():
     """FAULTS 29: eigenvalue 0.9, n = 4, cap 300."""
     J = ig.DenseOperator(0.9 * np.eye(4) + np.eye(4, k=1))
@@ -117,6 +122,7 @@ def test_a_singular_system_without_solution_is_singular(solver, dtype):
         assert solution.status is Status.SINGULAR
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_identity_as_j_is_singular_for_gmres_and_dense(dtype):
     """FAULTS 22: rounding in q^H q must not be taken for an eigenvalue of I - J."""
@@ -126,6 +132,7 @@ def test_the_identity_as_j_is_singular_for_gmres_and_dense(dtype):
             assert solver.solve(problem.operator, problem.rhs).status is Status.SINGULAR
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize(
     "solver", [ig.LSMR(), ig.MINRES(), ig.NormalEquations()], ids=["LSMR", "MINRES", "NormalEquations"]
 )
@@ -167,6 +174,7 @@ def test_a_shift_of_the_normal_equations_is_not_called_a_solution():
 
 
 # -- operators that lie or fail ----------------------------------------------------------------------------------------
+@pytest.mark.fault(50)
 @pytest.mark.parametrize("solver", [ig.LSMR(), ig.NormalEquations()], ids=["LSMR", "NormalEquations"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_jvp_of_another_matrix_is_a_mismatch(solver, dtype):
@@ -178,6 +186,7 @@ def test_a_jvp_of_another_matrix_is_a_mismatch(solver, dtype):
     assert solution.num_matvecs + solution.num_rmatvecs <= 5
 
 
+@pytest.mark.fault(45, 46, 49)
 def test_nan_and_inf_in_the_input_cost_no_product(row):
     for bad in (np.nan, np.inf, -np.inf):
         J = ig.VJPOperator(lambda u: 1 / 0, size=3, jvp=lambda v: 1 / 0)
@@ -190,6 +199,7 @@ def test_nan_and_inf_in_the_input_cost_no_product(row):
     assert np.isfinite(solution.x).all()
 
 
+@pytest.mark.fault(48)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_nan_from_the_kth_product_on_stops_the_solve_at_once(row, bad):
     """FAULTS 48 and section 3, item 2: k = 1 .. 10, then the next solve is right and g, x0 are unchanged."""
@@ -235,6 +245,7 @@ def test_a_nan_in_passing_does_not_reach_the_result(row):
             assert problem.residual_norm(solution.x) <= 1.01 * solution.bound
 
 
+@pytest.mark.fault(44)
 def test_products_that_overflow_are_nonfinite(row):
     """FAULTS 44: entries of 1e300 in J."""
     matrix = 1e300 * (1 + np.eye(4)) * 1e8
@@ -261,6 +272,7 @@ def test_the_floor_of_single_precision_is_recognized_with_few_products_wasted(ro
     assert spent <= 3 * needed + 8, f"{spent} products, {needed} reach 1e-6"
 
 
+@pytest.mark.fault(66)
 def test_a_tolerance_of_almost_nothing_ends_in_double_precision_too(row):
     """FAULTS 66: peers go past the solution to NaN."""
     problem = make_problem("symmetric contraction", 20, 1)
@@ -269,6 +281,7 @@ def test_a_tolerance_of_almost_nothing_ends_in_double_precision_too(row):
     assert solution.relative_residual < 1e-13
 
 
+@pytest.mark.fault(31)
 def test_a_restart_too_short_stagnates():
     """FAULTS 31: for the cyclic shift nothing is gained before step n."""
     shift = np.roll(np.eye(12), 1, axis=0)
@@ -331,6 +344,7 @@ def test_minres_says_least_squares_only_of_a_minimizer():
     assert found >= 95
 
 
+@pytest.mark.fault(53)
 def test_a_product_that_writes_into_its_input_leaves_the_right_hand_side_alone():
     torch = pytest.importorskip("torch")
     for solver in (ig.Neumann(), ig.Richardson(), ig.CG(), ig.BiCGSTAB(), ig.NormalEquations(), ig.GMRES()):

@@ -26,6 +26,7 @@ def rotated(values, seed=0):
     return (matrix + matrix.T) / 2
 
 
+@pytest.mark.fault(94)
 @pytest.mark.parametrize("extreme", ALL)
 def test_94_identity_is_exact_after_one_step(extreme):
     result = extreme(dense(np.eye(50)))
@@ -35,6 +36,7 @@ def test_94_identity_is_exact_after_one_step(extreme):
     assert np.isfinite(result.ritz_values).all()
 
 
+@pytest.mark.fault(95)
 @pytest.mark.parametrize("extreme", ALL)
 def test_95_the_zero_matrix_has_the_value_zero(extreme):
     result = extreme(dense(np.zeros((6, 6))))
@@ -43,12 +45,14 @@ def test_95_the_zero_matrix_has_the_value_zero(extreme):
     assert_close(np.array([np.linalg.norm(result.vector)]), np.ones(1))
 
 
+@pytest.mark.fault(96)
 @pytest.mark.parametrize("extreme", ALL)
 def test_96_a_start_of_zeros_is_refused(extreme):
     with pytest.raises(ig.SettingError, match="start vector of zeros"):
         extreme(dense(np.eye(3)), start=np.zeros(3))
 
 
+@pytest.mark.fault(97)
 @pytest.mark.parametrize("drift", [0.0, 1e-15, 1e-12, 1e-9])
 def test_97_a_start_at_another_eigenvector_does_not_hide_the_extreme_one(drift):
     """An eigenvector of another value, exact or as a former solve left it, spans an invariant space of its own."""
@@ -63,6 +67,7 @@ def test_97_a_start_at_another_eigenvector_does_not_hide_the_extreme_one(drift):
         assert_close(np.array([extreme(dense(matrix), start=start).value]), values[-1:])
 
 
+@pytest.mark.fault(98)
 @pytest.mark.parametrize("extreme", ALL)
 def test_98_more_steps_than_the_space_has_dimensions_end_with_the_space(extreme):
     result = extreme(dense(rotated([0.5, 1.0, 2.0])), max_iters=10, rtol=1e-15)
@@ -72,6 +77,7 @@ def test_98_more_steps_than_the_space_has_dimensions_end_with_the_space(extreme)
         extreme(dense(np.eye(3)), max_iters=0)
 
 
+@pytest.mark.fault(99)
 @pytest.mark.parametrize("steps", [3, 10, 30])
 def test_99_beyond_the_condition_a_ritz_value_is_no_more_than_an_upper_bound(steps):
     """Condition 1e20: with a budget of k steps the value is far off, and everything that is said of it is true."""
@@ -86,6 +92,7 @@ def test_99_beyond_the_condition_a_ritz_value_is_no_more_than_an_upper_bound(ste
         assert abs(result.value - true) <= rounding
 
 
+@pytest.mark.fault(100)
 @pytest.mark.parametrize("values", [[1.0] * 9, [1.0, 2.0, 3.0] * 4])
 def test_100_what_a_gradient_needs_is_there_after_a_breakdown(values):
     """The gradient ``v v^T`` is positive semi-definite with trace one: ``v`` is a unit eigenvector, whatever ended."""
@@ -99,6 +106,7 @@ def test_100_what_a_gradient_needs_is_there_after_a_breakdown(values):
         assert_close(matrix @ result.vector, result.value * result.vector, condition=8)
 
 
+@pytest.mark.fault(101)
 def test_101_a_double_eigenvalue_has_a_vector_of_its_eigenspace():
     matrix = rotated([1.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
     result = ig.smallest_eigenvalue(dense(matrix))
@@ -107,6 +115,7 @@ def test_101_a_double_eigenvalue_has_a_vector_of_its_eigenspace():
     assert_close(np.array([result.gap]), np.array([1.0]), condition=100)  # one copy alone is in a Krylov space
 
 
+@pytest.mark.fault(102)
 def test_102_a_gap_of_1e_minus_10_costs_the_value_nothing():
     matrix = rotated([1.0, 1.0 + 1e-10, 2.0, 3.0, 4.0, 7.0, 9.0])
     for extreme in (ig.smallest_eigenvalue, ig.smallest_singular_value):
@@ -116,6 +125,7 @@ def test_102_a_gap_of_1e_minus_10_costs_the_value_nothing():
             assert abs(result.value - 1.0) <= 2e-10
 
 
+@pytest.mark.fault(103)
 def test_103_orthogonality_holds_to_rounding_so_there_are_no_ghosts():
     """A single large eigenvalue converges early and comes back, as a copy, where orthogonality is lost."""
     values = np.concatenate([np.linspace(0.5, 1.0, 299), [1e3]])
@@ -128,6 +138,7 @@ def test_103_orthogonality_holds_to_rounding_so_there_are_no_ghosts():
     assert ig.smallest_eigenvalue(dense(np.diag(values))).value >= 0.5 - 1e-10
 
 
+@pytest.mark.fault(104)
 @pytest.mark.parametrize("claim", [False, True])
 def test_104_an_operator_that_is_not_symmetric_gives_itself_away(claim):
     matrix = np.random.default_rng(0).standard_normal((30, 30))
@@ -139,6 +150,7 @@ def test_104_an_operator_that_is_not_symmetric_gives_itself_away(claim):
     assert ig.smallest_singular_value(wrong, on_failure="return").status is Status.ADJOINT_MISMATCH
 
 
+@pytest.mark.fault(105)
 @pytest.mark.parametrize("extreme", ALL)
 def test_105_a_spent_budget_is_reported_with_the_best_pair(extreme):
     matrix = rotated(np.linspace(0.1, 4.0, 60))
@@ -156,6 +168,7 @@ def test_105_a_spent_budget_is_reported_with_the_best_pair(extreme):
         extreme(dense(matrix), max_iters=6, on_failure="return")
 
 
+@pytest.mark.fault(106)
 @pytest.mark.parametrize("extreme", ALL)
 def test_106_nan_in_the_operator_is_said_and_no_value_pretended(extreme):
     matrix = rotated([1.0, 2.0, 3.0, 4.0])
@@ -168,6 +181,7 @@ def test_106_nan_in_the_operator_is_said_and_no_value_pretended(extreme):
     assert (start.status, start.num_matvecs) == (Status.NONFINITE_INPUT, 0)
 
 
+@pytest.mark.fault(106)
 def test_106_nan_after_a_while_leaves_the_best_pair_before_it():
     matrix = rotated(np.linspace(0.1, 4.0, 60))
     calls = 0
@@ -185,6 +199,7 @@ def test_106_nan_after_a_while_leaves_the_best_pair_before_it():
         assert_close(np.array([np.linalg.norm(result.vector)]), np.ones(1))
 
 
+@pytest.mark.fault(107)
 def test_107_gershgorin_is_exact_for_diagonal_matrices_and_never_clipped():
     assert ig.gershgorin_lower_bound(dense(np.diag([3.0, 0.25, 7.0]))) == 0.25
     assert ig.gershgorin_lower_bound(dense([[-2.5]])) == -2.5

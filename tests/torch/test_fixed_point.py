@@ -272,6 +272,7 @@ class TestState:
         (second,) = torch.autograd.grad(z, W)
         assert torch.equal(first, second)
 
+    @pytest.mark.fault(82)
     def test_autocast_is_replayed_in_backward(self):
         layer, seen = torch.nn.Linear(4, 4), []
         torch.nn.init.orthogonal_(layer.weight, gain=0.5)

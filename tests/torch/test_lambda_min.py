@@ -227,6 +227,7 @@ def test_an_argument_that_was_computed_from_the_state_adds_its_own_path(method):
 
 
 # -- kinks and invariant subspaces -------------------------------------------------------------------------------------
+@pytest.mark.fault(94, 100, 101)
 @every_method
 @pytest.mark.parametrize("n", [1, 5, 40])
 @pytest.mark.parametrize("theta", [-1.5, 0.0, 0.5, 2.0])
@@ -239,6 +240,7 @@ def test_a_multiple_of_the_identity(method, theta, n):
     assert torch.autograd.grad(value, t)[0].item() == pytest.approx(-2 * (1 - theta), rel=1e-12)
 
 
+@pytest.mark.fault(100, 101)
 @every_method
 @pytest.mark.parametrize("copies", [2, 5])
 def test_a_repeated_smallest_value_gives_a_subgradient(method, copies):
@@ -263,6 +265,7 @@ def test_a_repeated_smallest_value_gives_a_subgradient(method, copies):
         assert ends[0] - 1e-6 <= (G * D).sum() <= ends[-1] + 1e-6
 
 
+@pytest.mark.fault(97)
 @every_method
 @pytest.mark.parametrize("which", [0, 3, 9])
 def test_an_invariant_start_finds_the_smallest_all_the_same(method, which):
@@ -276,6 +279,7 @@ def test_an_invariant_start_finds_the_smallest_all_the_same(method, which):
     torch.testing.assert_close(torch.autograd.grad(value, J)[0], expected, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.fault(94, 103)
 @pytest.mark.parametrize("differentiable", [False, True])
 def test_a_process_that_meets_an_invariant_subspace_goes_on_in_its_complement(differentiable):
     """FAULTS 94, 103: with exactly invariant vectors, three blocks, and no copy of a value that is there once."""
@@ -310,6 +314,7 @@ def test_a_map_that_ignores_its_state(method):
         assert gradient is None or not gradient.any()
 
 
+@pytest.mark.fault(102)
 @pytest.mark.parametrize("gap", [1e-10, 1e-6])
 def test_a_tiny_gap_is_a_cluster_or_is_resolved(gap):
     """FAULTS 102: below half of the digits two values count as one; above, the pair is the right one."""

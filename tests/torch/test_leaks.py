@@ -182,6 +182,7 @@ def test_an_exception_leaves_nothing_alive(way, uncollected):
         assert live_tensors() <= before
 
 
+@pytest.mark.fault(86)
 def test_a_thousand_passes_keep_the_number_of_live_tensors(uncollected):
     """FAULTS 86: 1,000 forward and backward passes, the collector off; the count is not one tensor higher."""
     cell, x = torch.nn.Linear(4, 4), torch.randn(2, 4)
@@ -227,6 +228,7 @@ SOAK = """
 """
 
 
+@pytest.mark.fault(86)
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads the resident set from /proc")
 def test_a_thousand_passes_do_not_grow_the_process():
     """FAULTS 86 and section 3, item 7: below 1 KiB a step, the collector off; one state alone has 4 kB."""
@@ -273,6 +275,7 @@ def check_the_next_call(z0, x, z0_bits, x_bits):
     torch.testing.assert_close(gradient, 1 / (0.5 + 0.5 * torch.tanh(z.detach()) ** 2), rtol=1e-7, atol=0)
 
 
+@pytest.mark.fault(57, 58)
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.name)
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize(
@@ -287,6 +290,7 @@ def test_an_exception_of_the_map_comes_out_as_it_is(solver, k, error):
     check_the_next_call(z0, x, *bits)
 
 
+@pytest.mark.fault(58, 85)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 @pytest.mark.parametrize("create_graph", [False, True])
 def test_an_exception_in_the_backward_pass_comes_out_as_it_is(error, create_graph):
@@ -329,6 +333,7 @@ BAD_RETURNS = {
 }
 
 
+@pytest.mark.fault(3, 4, 15, 19)
 @pytest.mark.parametrize("name", BAD_RETURNS)
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.name)
 @pytest.mark.parametrize("k", [1, 2, 3])

@@ -130,6 +130,7 @@ class TestAsAModule:
 
 
 class TestThreads:
+    @pytest.mark.fault(79)
     def test_six_with_one_module(self, layer, x):
         """Gradients do not depend on who else is in the layer; the report is the last caller's."""
         inputs = [(x.detach() * (i + 1)).requires_grad_() for i in range(6)]
@@ -217,6 +218,7 @@ class TestMemory:
 
 
 class TestPrecision:
+    @pytest.mark.fault(82)
     def test_autocast_is_replayed_and_the_gradient_is_close(self):
         """To bfloat16's three digits of the float32 gradient; the map runs in bfloat16 in every call."""
         cell, seen = Cell(dtype=torch.float32), []

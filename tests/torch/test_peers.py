@@ -49,6 +49,7 @@ class TestTorchdeq:
         expected = dense_gradient(z, W, torch.ones_like(z))
         assert torch.linalg.norm(ours - expected) <= 1e-6 * torch.linalg.norm(expected)
 
+    @pytest.mark.fault(38)
     @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE], ids=str)
     @pytest.mark.parametrize(
         "adjoint",
@@ -81,6 +82,7 @@ class TestTorchdeq:
         assert 0 < report.backward.relative_residual < 1  # better than zero is
         assert gradient.abs().sum() > 0
 
+    @pytest.mark.fault(63)
     @pytest.mark.parametrize("solver", [igt.Picard(), igt.Anderson(), igt.Broyden(), igt.NewtonKrylov()], ids=repr)
     def test_a_sample_that_is_nan_leaves_its_neighbours_alone(self, solver):
         """P4, FAULTS 63. Mixing by ``0 * NaN`` spoiled the neighbour, and max() over NaN ran everybody to the cap."""
@@ -149,6 +151,7 @@ class TestTorchdeq:
         assert torch.isfinite(torch.autograd.grad(z.sum(), x)[0]).all()
         assert report.status is ig.Status.FORWARD_NOT_CONVERGED
 
+    @pytest.mark.fault(75)
     def test_the_second_derivative_has_the_right_value_and_sign(self, tight):
         """FAULTS 75, P7. z = tanh(0.5 z + b) at b = 0.3: torchdeq's d2z/db2 is -1.200, the true one -3.067562.
 
@@ -179,6 +182,7 @@ class TestTorchdeq:
         expected = -2 * (d * s + v * slope) / q**3 - 2 * v * s * 3 * 0.5 * slope / q**4
         assert third.item() == pytest.approx(expected, rel=1e-8)
 
+    @pytest.mark.fault(78)
     def test_one_layer_may_be_used_twice_in_a_loss(self):
         """P9, FAULTS 78. Two calls of one torchdeq layer in one loss: unbounded recursion."""
         cell = torch.nn.Linear(4, 4).double()
@@ -190,6 +194,7 @@ class TestTorchdeq:
         together = torch.autograd.grad(sum(layer(zeros, x).square().sum() for x in inputs), cell.weight)[0]
         torch.testing.assert_close(together, separate[0] + separate[1], rtol=1e-9, atol=1e-12)
 
+    @pytest.mark.fault(78)
     @pytest.mark.parametrize("first", [0, 1])
     def test_two_forwards_and_one_backward(self, first):
         """FAULTS 78: whichever pass is differentiated, its own point and inputs count."""
@@ -199,6 +204,7 @@ class TestTorchdeq:
         expected = dense_gradient(states[first], W, torch.ones(6, dtype=DOUBLE))
         assert torch.linalg.norm(gradient - expected) <= 1e-6 * torch.linalg.norm(expected)
 
+    @pytest.mark.fault(76, 77)
     def test_retain_graph_gives_the_same_bits_twice(self):
         """FAULTS 76: the hook had removed itself, 15 % off at the second time. And 77: not retained raises."""
         W, x = contraction(6), torch.randn(6, dtype=DOUBLE)
@@ -222,6 +228,7 @@ class TestTorchdeq:
         assert torch.linalg.norm(weight - expected) <= 1e-6 * torch.linalg.norm(expected)
         torch.testing.assert_close(bias, data.sum(0))  # both enter as z W^T + (b + x)
 
+    @pytest.mark.fault(56)
     def test_batch_normalization_counts_one_forward(self):
         """P11, FAULTS 56. num_batches_tracked stood at 31 after one forward, at 32 after backward."""
         norm, cell = torch.nn.BatchNorm1d(4).double(), torch.nn.Linear(4, 4).double()
@@ -235,6 +242,7 @@ class TestTorchdeq:
         assert torch.equal(norm.running_mean, mean)
         torch.testing.assert_close(mean, 0.1 * (cell(z) + x).mean(0).detach())  # momentum 0.1, at the fixed point
 
+    @pytest.mark.fault(61, 62)
     def test_a_slow_batch_mate_costs_a_sample_neither_steps_nor_digits(self):
         """P12, FAULTS 61, 62. Rate 0.1 alone took 10 calls, next to 0.99 500; 0.9 changed its value with its mate."""
         rates = torch.tensor([[0.1], [0.9], [0.99]], dtype=DOUBLE)
@@ -269,6 +277,7 @@ class TestTorchdeq:
         z = igt.fixed_point(f, torch.zeros(3, dtype=DOUBLE), report=report)
         torch.testing.assert_close(z / scale, torch.full((3,), 10.0, dtype=DOUBLE), rtol=1e-9, atol=0)
 
+    @pytest.mark.fault(72)
     def test_unknown_settings_are_refused(self):
         """P10, FAULTS 72. Unknown keywords were accepted and did nothing."""
         with pytest.raises(ig.SettingTypeError, match="max_iter"):
@@ -389,6 +398,7 @@ class TestHypertorch:
             torch.autograd.grad(z @ torch.tensor([1.0, 2.0], dtype=DOUBLE), x)
         assert not report.status.is_good
 
+    @pytest.mark.fault(6, 17)
     @pytest.mark.parametrize("adjoint", [ig.CG(), ig.NormalEquations(), None], ids=["CG", "normal", "default"])
     def test_an_identity_is_solved_in_one_step_and_not_to_zero(self, adjoint):
         """P16, FAULTS 6 and 17. CG on A = I returned the iterate before the last: zero."""
@@ -396,6 +406,7 @@ class TestHypertorch:
         z = igt.fixed_point(lambda z, x: 0 * z + x, torch.zeros_like(x), x, adjoint=adjoint)
         assert torch.equal(torch.autograd.grad(z.sum(), x)[0], torch.ones(3, dtype=DOUBLE))
 
+    @pytest.mark.fault(16)
     @pytest.mark.parametrize("adjoint", [ig.CG(), ig.NormalEquations(), None], ids=["CG", "normal", "default"])
     def test_a_zero_cotangent_gives_zero_and_no_nan(self, adjoint):
         """P16, FAULTS 16. b = 0 gave NaN."""
@@ -447,6 +458,7 @@ class TestBetty:
 
 
 class TestJaxoptAndOptimistix:
+    @pytest.mark.fault(70)
     def test_an_adjoint_capped_at_three_steps_says_so(self):
         """P21, FAULTS 70. 7.4 % error, no signal."""
         W, x, report = contraction(30, 0.97), torch.randn(30, dtype=DOUBLE), igt.Report()
@@ -457,6 +469,7 @@ class TestJaxoptAndOptimistix:
         assert report.status is ig.Status.MAX_ITERS
         assert report.backward.residual_norm > report.backward.bound
 
+    @pytest.mark.fault(84)
     @pytest.mark.parametrize("solver", [igt.Picard, igt.Anderson, igt.Broyden, igt.NewtonKrylov])
     @pytest.mark.parametrize("cap", [0, 1])
     def test_a_forward_solve_stopped_early_marks_the_gradient(self, solver, cap):
