@@ -50,7 +50,7 @@ def fetch(published: Published, folder: Path, downloader: Downloader | None = No
 
 
 def download(url: str, output_file: str, store: Any) -> None:
-    """Write what ``url`` serves to ``output_file``, with a progress bar: no redirect, and no more than a public file."""
+    """Write what ``url`` serves to ``output_file``, with a progress bar: no redirect, no more than a public file."""
     with open(output_file, "wb") as file:
         get = pooch.HTTPDownloader(progressbar=True, allow_redirects=False, hooks={"response": _refuse_redirect})
         get(url, _Bounded(file, url, PUBLIC_FILE_LIMIT), store)

@@ -57,7 +57,7 @@ def citation_from_public_files(name: str, published: Published, folder: Path) ->
 
 
 def _array(source: str, value: Any, dimensions: int) -> np.ndarray:
-    values = value.values if isinstance(value, Array) else None
+    values = getattr(value, "values", None) if isinstance(value, Array) else None
     if values is None or values.ndim != dimensions:
         raise DataError(f"citation_from_public_files: got {source} without the array of {dimensions} dimensions.")
     return values
@@ -65,7 +65,7 @@ def _array(source: str, value: Any, dimensions: int) -> np.ndarray:
 
 def _features(source: str, content: bytes) -> csr_matrix:
     value = unpickled(source, content)
-    attributes = value.attributes if isinstance(value, Sparse) else {}
+    attributes = getattr(value, "attributes", {}) if isinstance(value, Sparse) else {}
     shape = attributes.get("_shape")
     if type(shape) is not tuple or len(shape) != 2 or any(type(length) is not int for length in shape):
         raise DataError(f"citation_from_public_files: got {source}, expected a CSR matrix with its shape.")

@@ -3,8 +3,8 @@
 A pickle is a program: its ``GLOBAL`` fetches any function of any module and its ``REDUCE`` calls it. What Planetoid
 published are three programs that Python 2 wrote: NumPy arrays, SciPy CSR matrices, and a ``defaultdict`` of lists. So
 
-1. the opcodes are looked at first: those that such a program needs, and no memo slot beyond the length of the file
-   (a pickle of 20 bytes can otherwise make the reader allocate gigabytes);
+1. the opcodes are looked at first: only those that such a program needs, memo slots in sequence (a pickle of 10 bytes
+   can otherwise make the reader take gigabytes), and nothing shared that could be nested;
 2. ``find_class`` admits the names in ``_STAND_INS`` and no others, and hands out stand-ins: a stand-in for an array
    keeps its shape, dtype and bytes, and no code of NumPy or SciPy runs on what the file says;
 3. what comes out is checked and only then made into arrays.
@@ -18,6 +18,7 @@ import io
 import math
 import pickle
 import pickletools
+import reprlib
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,13 @@ _OPCODES = frozenset(
         *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS"),
         *("EMPTY_DICT", "SETITEM", "SETITEMS"),
     }
+)
+# A memo gives back names, what they made, and strings. Shared tuples and lists would let a small file stand for a huge
+# object, and CPython hashes a nest of tuples by recursion without a limit.
+_SHARED = frozenset({"GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "SHORT_BINSTRING", "BINSTRING", "BINUNICODE"})
+_TUPLES = 100  # a CSR matrix takes about 20
+_NOT_PUBLISHED = (
+    "expected only arrays, matrices and a dictionary of lists. It is not the published file; do not open it elsewhere."
 )
 _DTYPES = frozenset({"i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8", "b1"})
 
@@ -59,12 +67,14 @@ class Dtype(_StandIn):
 
     def __init__(self, text: str, *flags: int) -> None:
         if text not in _DTYPES:
-            raise DataError(f"unpickled: got an array of dtype {text!r}, expected one of {sorted(_DTYPES)}.")
+            raise DataError(
+                f"unpickled: got an array of dtype {reprlib.repr(text)}, expected one of {sorted(_DTYPES)}."
+            )
         self.dtype = np.dtype(text)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         if state[1] not in ("<", ">", "|", "="):
-            raise DataError(f"unpickled: got the byte order {state[1]!r}, expected '<', '>' or '|'.")
+            raise DataError(f"unpickled: got the byte order {reprlib.repr(state[1])}, expected '<', '>' or '|'.")
         self.dtype = self.dtype.newbyteorder(state[1])
 
 
@@ -79,8 +89,9 @@ class Array(_StandIn):
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran_order, content = state
         raw = content.encode("latin1") if isinstance(content, str) else b""
-        if not isinstance(dtype, Dtype) or type(shape) is not tuple or any(type(n) is not int or n < 0 for n in shape):
-            raise DataError(f"unpickled: got an array of shape {shape!r} and dtype {dtype!r}.")
+        lengths = shape if type(shape) is tuple and len(shape) in (1, 2) else (None,)
+        if not isinstance(dtype, Dtype) or any(type(length) is not int or length < 0 for length in lengths):
+            raise DataError(f"unpickled: got an array of shape {reprlib.repr(shape)}, expected (n,) or (n, d).")
         if math.prod(shape) * dtype.dtype.itemsize != len(raw):
             raise DataError(f"unpickled: got {len(raw)} bytes for an array {dtype.dtype}{shape}.")
         values = np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if fortran_order else "C")
@@ -120,7 +131,8 @@ _STAND_INS: dict[tuple[str, str], type] = {
     ("scipy.sparse.csr", "csr_matrix"): Sparse,
     ("scipy.sparse._csr", "csr_matrix"): Sparse,
     ("collections", "defaultdict"): Neighbours,
-    ("builtins", "list"): Name,  # the unpickler has turned __builtin__ into builtins
+    ("__builtin__", "list"): Name,
+    ("builtins", "list"): Name,
 }
 
 
@@ -128,15 +140,12 @@ class _StandInUnpickler(pickle.Unpickler):
     """The one place where this project unpickles."""
 
     def __init__(self, source: str, content: bytes) -> None:
-        super().__init__(io.BytesIO(content), fix_imports=True, encoding="latin1")
+        super().__init__(io.BytesIO(content), encoding="latin1")  # strings of Python 2 are bytes
         self._source = source
 
     def find_class(self, module: str, name: str) -> type:
         if (module, name) not in _STAND_INS:
-            raise DataError(
-                f"unpickled: got {self._source}, which wants the global {module}.{name}; expected only NumPy arrays, "
-                "CSR matrices and a dictionary of lists. It is not the published file; do not open it elsewhere."
-            )
+            raise DataError(f"unpickled: got {self._source}, which wants the global {module}.{name}; {_NOT_PUBLISHED}")
         return _STAND_INS[module, name]
 
 
@@ -158,15 +167,23 @@ def unpickled(source: str, content: bytes) -> Any:
 
 def _check_opcodes(source: str, content: bytes) -> None:
     """Walk through the program without running it."""
-    end = 0
+    refused = f"unpickled: got {source}"
+    made_by: dict[int, str] = {}  # the opcode that made what lies in a memo slot
+    tuples, last, end = 0, "", 0
     for opcode, argument, position in pickletools.genops(content):
+        tuples += opcode.name.startswith("TUPLE")
         if opcode.name not in _OPCODES:
+            raise DataError(f"{refused} with the opcode {opcode.name} at byte {position}; {_NOT_PUBLISHED}")
+        if tuples > _TUPLES:
             raise DataError(
-                f"unpickled: got {source} with the opcode {opcode.name} at byte {position}, expected only those of "
-                "arrays, matrices and dictionaries. It is not the published file; do not open it elsewhere."
+                f"{refused} with more than {_TUPLES} tuples, of which a nest could be made; {_NOT_PUBLISHED}"
             )
-        if opcode.name == "LONG_BINPUT" and argument > len(content):
-            raise DataError(f"unpickled: got {source}, which wants {argument} memo slots in {len(content)} bytes.")
-        end = position + 1
+        if opcode.name in {"BINPUT", "LONG_BINPUT"}:
+            if argument > len(made_by) + 1:
+                raise DataError(f"{refused}, which wants memo slot {argument} after {len(made_by)}; {_NOT_PUBLISHED}")
+            made_by[argument] = last
+        if opcode.name in {"BINGET", "LONG_BINGET"} and made_by.get(argument) not in _SHARED:
+            raise DataError(f"{refused}, which repeats what {made_by.get(argument)} made; {_NOT_PUBLISHED}")
+        last, end = opcode.name, position + 1
     if end != len(content):
-        raise DataError(f"unpickled: got {source} with {len(content) - end} bytes behind its end. Fetch it again.")
+        raise DataError(f"{refused} with {len(content) - end} bytes behind its end. Fetch it again.")
