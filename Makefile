@@ -17,6 +17,8 @@ INSTALL  = -m pip install -qq -c constraints.txt $(if $(TORCH_INDEX),--extra-ind
 deep     = $(filter-out 0,$(DEEP))
 # Threads of BLAS times workers of pytest would fight for the cores: one thread each.
 test_env = OMP_NUM_THREADS=1 $(if $(deep),IMPLICITGRAD_HYPOTHESIS_PROFILE=deep)
+# What wants torch or SciPy as soon as it is imported.
+needs_torch = $(addprefix --ignore=tests/,torch scipy distributed benchmarks)
 PYTEST   = -m pytest -n $(WORKERS) $(if $(deep),--timeout=3600) $(TEST_ARGS)
 
 .DEFAULT_GOAL := help
@@ -33,7 +35,7 @@ test: $(VENV)/.installed ## all tests, and the doctests of package, README and d
 	$(test_env) $(BIN)/python $(PYTEST)
 
 test-core: $(CORE_VENV)/.installed ## the core's tests in an environment without torch and SciPy
-	$(test_env) $(CORE_VENV)/bin/python $(PYTEST) tests --ignore=tests/torch --ignore=tests/scipy --ignore=tests/distributed
+	$(test_env) $(CORE_VENV)/bin/python $(PYTEST) tests $(needs_torch)
 
 lint: $(VENV)/.group-lint ## ruff check, ruff format --check, mypy, and the five floors
 	$(BIN)/ruff check .

@@ -59,14 +59,10 @@ def parse(arguments: list[str] | None = None) -> Options:
     parser.add_argument("experiment", choices=EXPERIMENTS)
     parser.add_argument("--trials", type=_count, metavar="N", help="runs of each method")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda: the same code")
-    parser.add_argument(
-        "--data-dir", type=_folder, metavar="DIR", help="where the data files lie; no network"
-    )
+    parser.add_argument("--data-dir", type=_folder, metavar="DIR", help="where the data files lie; no network")
     parser.add_argument("--quick", action="store_true", help="end to end in under a minute; the figures mean nothing")
     parser.add_argument("--out", type=Path, default=Path("outputs/paper"), metavar="DIR", help="default: outputs/paper")
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="METHOD", help="a method; may be repeated"
-    )
+    parser.add_argument("--only", action="append", default=[], metavar="METHOD", help="a method; may be repeated")
     known, rest = parser.parse_known_args(arguments)
     return Options(
         experiment=known.experiment,

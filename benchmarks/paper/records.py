@@ -1,19 +1,22 @@
 """Results as JSON lines: one line a trial, written the moment it is done, so that an interrupted run continues.
 
 A line holds what was asked for (``key``), what came out (``result``), how long it took, and on what: versions, machine,
-date. Nothing is executed on reading. Two processes may write to one file: a line is one write in append mode.
+date. Nothing is executed on reading. Two processes may write to one file: each holds a lock for the length of a line.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 __all__ = ["Records", "machine", "versions"]
 
@@ -76,18 +79,28 @@ class Records:
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps(record, allow_nan=False) + "\n"
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            if self._is_cut_off():
-                line = "\n" + line
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
+        with open(self.path, "ab+") as file, _locked(file):
+            _remove_cut_off_line(file)
+            file.write(line.encode())
 
-    def _is_cut_off(self) -> bool:
-        with open(self.path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            return size > 0 and (file.seek(size - 1), file.read(1))[1] != b"\n"
+
+@contextmanager
+def _locked(file: BinaryIO) -> Iterator[None]:
+    """Keep other processes from writing to ``file``, until what was written here has left the buffer."""
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+        file.flush()
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _remove_cut_off_line(file: BinaryIO) -> None:
+    """Remove what a process that was killed in the middle of a line has left behind."""
+    file.seek(0)
+    text = file.read()
+    if not text.endswith(b"\n"):
+        file.truncate(text.rfind(b"\n") + 1)
 
 
 def _plain(value: Any) -> Any:
@@ -103,6 +116,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
+@cache
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a result depends on."""
     found = {"python": platform.python_version()}
@@ -114,6 +128,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def machine(device: str = "cpu") -> str:
     """Return what did the work, in words: the processor, its cores, or the accelerator's name."""
     if device.startswith("cuda"):
