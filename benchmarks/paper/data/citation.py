@@ -61,8 +61,8 @@ def citation_from_npz(name: str, published: Published, path: Path) -> Citation:
         if len(present) < len(_FEATURES):
             raise DataError(f"citation_from_npz: got {path} with {present}, expected all of {_FEATURES} or none.")
         data, indices, indptr, shape = (arrays[part] for part in _FEATURES)
-        lengths = [int(length) for length in shape.ravel()]
-        if len(arrays["labels"]) != lengths[0]:
+        lengths = shape.ravel().tolist()
+        if lengths[:1] != [arrays["labels"].size]:
             lengths.reverse()  # the transpose (d, n) by columns, as some archives have it, has the same three arrays
         features = checked_features(str(path), data, indices, indptr, lengths)
     citation = checked_citation(name, str(path), features, arrays["labels"], arrays["edges"], arrays["test_nodes"])
@@ -76,7 +76,7 @@ def checked_features(
     """Return the CSR matrix of float32 with sorted columns, or raise DataError where the arrays make none."""
     fits = (
         len(shape) == 2
-        and all(0 < length <= SIZE_LIMIT for length in shape)
+        and all(type(length) is int and 0 < length <= SIZE_LIMIT for length in shape)
         and data.ndim == indices.ndim == indptr.ndim == 1
         and data.dtype.kind in "iuf"
         and indices.dtype.kind == indptr.dtype.kind == "i"

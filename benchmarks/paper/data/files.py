@@ -51,7 +51,7 @@ def read_bounded(path: Path, limit: int) -> bytes:
                     f"read_bounded: got {path} of {size} bytes, expected at most {limit}. This is another file than "
                     "the published one; fetch it again."
                 )
-            return file.read(limit)
+            return file.read(size)  # not read(limit), which takes that much memory at once
     except OSError as error:
         raise DataError(f"read_bounded: got {path}, which cannot be read ({error}). Check its permissions.") from error
 
