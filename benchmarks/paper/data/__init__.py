@@ -7,7 +7,8 @@ names, else the cache folder of the operating system. There it takes
 2. the public files (each is compared with its checksum before it is parsed), else, for Pubmed,
 3. the archive of the graph alone.
 
-Where none of them lies there and no ``data_dir`` was given, the public files are fetched with pooch. Whatever goes
+Where none of them lies there and no ``data_dir`` was given, the public files are fetched with pooch, and those again
+that are damaged. Whatever goes
 wrong is a ``DataError``, which says what was got, what was expected and what to do.
 """
 
@@ -22,7 +23,7 @@ import numpy as np
 
 from .citation import Citation, citation_from_npz
 from .errors import DataError
-from .files import file_in
+from .files import file_in, has_published
 from .mnist import mnist_from_npz, mnist_from_public_files
 from .planetoid import citation_from_public_files
 from .registry import CITATION, MNIST, Published
@@ -80,10 +81,12 @@ def _find(
 ) -> Path:
     """Return the archive to read, or the folder with all the public files."""
     folder = _folder(caller, data_dir)
-    missing = [name for name in published.files if file_in(folder, name) is None]
     if published.archive and (archive := file_in(folder, published.archive)):
         return archive
-    if not missing:
+    missing = [name for name in published.files if file_in(folder, name) is None]
+    # What is damaged in a cache is fetched again; in a folder of the user's it is an error, which the reader raises.
+    damaged = data_dir is None and not all(has_published(folder, *file) for file in published.files.items())
+    if not missing and not damaged:
         return folder
     if published.graph_archive and (archive := file_in(folder, published.graph_archive)):
         return archive

@@ -64,3 +64,12 @@ def read_published(folder: Path, name: str, sha256: str) -> bytes:
     content = read_bounded(path, PUBLIC_FILE_LIMIT)
     check_digest(str(path), hashlib.sha256(content).hexdigest(), sha256)
     return content
+
+
+def has_published(folder: Path, name: str, sha256: str) -> bool:
+    """Say whether the public file lies in the folder and has its checksum."""
+    path = file_in(folder, name)
+    try:
+        return path is not None and hashlib.sha256(read_bounded(path, PUBLIC_FILE_LIMIT)).hexdigest() == sha256
+    except DataError:  # too large, or not readable
+        return False
