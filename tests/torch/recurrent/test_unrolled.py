@@ -98,6 +98,30 @@ def test_second_derivatives_go_through_the_updates(net):
     assert torch.autograd.gradgradcheck(lambda W: igt.bptt(tanh_map, z0.detach(), W, x.detach(), steps=3), (W,))
 
 
+def saved_bytes(compute):
+    """Bytes that the graph of ``compute()`` keeps for the backward pass."""
+    kept = {}
+    pack = lambda t: (kept.__setitem__((t.data_ptr(), t.numel()), t.numel() * t.element_size()), t)[1]
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        result = compute()
+    assert result.requires_grad
+    return sum(kept.values())
+
+
+def test_memory_grows_with_the_differentiated_updates_and_not_with_the_others(net):
+    """One state an update: tanh keeps its output, and the next product keeps the same tensor, its input."""
+    z0, W, x = net
+    state = z0.numel() * z0.element_size()
+    at = lambda steps, kept: saved_bytes(lambda: igt.tbptt(tanh_map, z0, W, x, steps=steps, truncate=kept))
+    assert at(40, 9) - at(40, 8) == state
+    assert at(40, 8) == at(400, 8)
+    assert saved_bytes(lambda: igt.bptt(tanh_map, z0, W, x, steps=40)) == at(40, 40) == at(40, 8) + 32 * state
+    drawn = _Always(igt.UniformTruncation(), 8)
+    assert saved_bytes(lambda: igt.artbp(tanh_map, z0, W, x, steps=40, distribution=drawn)) == at(40, 8)
+    rbp = lambda steps: saved_bytes(lambda: igt.rbp(tanh_map, z0, W, x, steps=steps, truncate=9, on_failure="return"))
+    assert rbp(40) == rbp(400) < at(40, 5)
+
+
 # -- random truncation -------------------------------------------------------------------------------------------------
 DISTRIBUTIONS = [
     igt.UniformTruncation(),
