@@ -9,6 +9,7 @@ import importlib
 from typing import Any
 
 from implicitgrad.testing.counting import counted
+from implicitgrad.testing.gradients import assert_implicit_gradient
 from implicitgrad.testing.kinds import KINDS
 from implicitgrad.testing.maps import FixedPointMap, make_map, map_of
 from implicitgrad.testing.matrices import (
@@ -57,6 +58,7 @@ __all__ = [
     "assert_contraction",
     "assert_gershgorin_bound",
     "assert_honest_counts",
+    "assert_implicit_gradient",
     "assert_inputs_untouched",
     "assert_linear",
     "assert_nan_is_told",
