@@ -10,6 +10,7 @@ from typing import Any
 
 from implicitgrad.backends import Array, backend_of, backend_of_dtype
 from implicitgrad.errors import MissingProductError, ShapeError
+from implicitgrad.operators.foreign import guarded
 
 __all__ = ["LinearOperator"]
 
@@ -34,11 +35,22 @@ class LinearOperator(ABC):
     -----
     ``A.H`` is the adjoint (conjugate transpose); ``A @ B``, ``A + B``, ``A - B``, ``-A`` and ``a * A`` are new
     operators that apply their parts. All of them are lazy.
+
+    What ``apply`` and ``apply_adjoint`` of a derived class return is checked at every product, as it is for callables:
+    an array like the input, of the right length, and the input left as it is.
     """
 
     shape: tuple[int, int]
     dtype: Any = None
     symmetric: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Check what the products of a user's class return; those of the package are made of checked ones."""
+        super().__init_subclass__(**kwargs)
+        if cls.__module__.partition(".")[0] != "implicitgrad":
+            for axis, name in enumerate(("apply", "apply_adjoint")):
+                if name in cls.__dict__:
+                    setattr(cls, name, guarded(cls.__dict__[name], axis))
 
     @abstractmethod
     def apply(self, x: Array) -> Array:

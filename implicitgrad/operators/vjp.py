@@ -9,16 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from implicitgrad.backends import Array, Backend, backend_of, backend_of_dtype
-from implicitgrad.errors import (
-    BackendError,
-    DeviceError,
-    DtypeError,
-    MissingProductError,
-    OperatorError,
-    SettingTypeError,
-    ShapeError,
-)
+from implicitgrad.errors import DtypeError, MissingProductError, SettingTypeError
 from implicitgrad.operators.base import LinearOperator
+from implicitgrad.operators.foreign import refuse
 
 __all__ = ["VJPOperator"]
 
@@ -133,7 +126,8 @@ class VJPOperator(LinearOperator):
             and y.dtype == x.dtype
             and backend.device(y) == backend.device(x)
         ):
-            _refuse(name, x, y, intact, backend)
+            hint = "If it takes single vectors only, declare batched=False."
+            refuse("VJPOperator", name, x, y, x.shape, intact, backend, hint)
         return y
 
     def _looped(self, name: str, function: Callable[[Array], Array], x: Array, backend: Backend) -> Array:
@@ -142,33 +136,3 @@ class VJPOperator(LinearOperator):
         for i in range(flat.shape[0]):
             rows = backend.set_row(rows, i, self._product(name, function, flat[i, :]))
         return rows.reshape(tuple(x.shape))
-
-
-def _refuse(name: str, x: Array, y: Any, intact: bool, backend: Backend) -> None:
-    """Say what is wrong with ``y``, the product of ``x``; a tensor of a subclass is all right after all."""
-    if not backend.is_array(y):
-        raise BackendError(
-            f"VJPOperator: {name} returned an object of type {type(y).__qualname__}, expected an array like its input, "
-            f"{type(x).__qualname__} of shape {tuple(x.shape)}. Return the product; where the map ignores the state, "
-            "return zeros."
-        )
-    if y.shape != x.shape:
-        raise ShapeError(
-            f"VJPOperator: {name} returned shape {tuple(y.shape)} for an input of shape {tuple(x.shape)}, expected the "
-            "same shape. If it takes single vectors only, declare batched=False."
-        )
-    if y.dtype != x.dtype:
-        raise DtypeError(
-            f"VJPOperator: {name} returned {y.dtype} for an input of {x.dtype}, expected the same dtype. Cast inside "
-            "the callable, or pass a right-hand side of the map's dtype."
-        )
-    if backend.device(y) != backend.device(x):
-        raise DeviceError(
-            f"VJPOperator: {name} returned an array on {backend.device(y)} for an input on {backend.device(x)}, "
-            "expected the same device. Move the map or the right-hand side."
-        )
-    if not intact:
-        raise OperatorError(
-            f"VJPOperator: {name} changed its input in place, expected it to be left as it is. "
-            "Write into a copy, and use x * 2 rather than x *= 2."
-        )
