@@ -26,6 +26,7 @@ from implicitgrad.backends.host import all_true, any_true, finite, ldexp, negate
 from implicitgrad.operators import LinearOperator
 from implicitgrad.solvers.base import Solver, check_system, default_max_iters
 from implicitgrad.solvers.solution import Solution
+from implicitgrad.solvers.stopped import as_raised
 from implicitgrad.solvers.system import System
 from implicitgrad.status import Status
 
@@ -75,7 +76,11 @@ class IterativeSolver(Solver):
     def solve(self, operator: LinearOperator, rhs: Array, x0: Array | None = None) -> Solution:
         """Solve ``A x = b``; see ``Solver.solve``."""
         check_system(f"{self.name}.solve", operator, rhs, x0, square=self.square)
-        return _Run(self, operator, rhs, x0).solution()
+        try:
+            return _Run(self, operator, rhs, x0).solution()
+        except RuntimeError as caught:
+            error = as_raised(caught, _Run._cycle)
+        raise error
 
 
 @dataclass(slots=True)
