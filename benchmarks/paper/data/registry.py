@@ -1,8 +1,8 @@
 """Where each data set comes from and what it must be: addresses, checksums of the files, checksums of the content.
 
 The checksums of the *files* are those that others published; their sources are named at each table and in
-docs/data.md. Twelve of the Planetoid files were in addition rebuilt byte for byte from the arrays (see
-tests/benchmarks/test_data_planetoid.py), and their checksums agree.
+docs/data.md. Eleven of the Planetoid files were in addition rebuilt byte for byte from the arrays, and their checksums
+agree; tests/benchmarks/test_data_planetoid.py does so with six of them, .ally and .graph.
 
 The checksums of the *content* were computed here, over the arrays in the canonical form of ``digest.py``. They hold
 whatever file the arrays came from, so an archive that somebody made of the public files is checked too.
@@ -43,7 +43,7 @@ class Published:
 _PLANETOID_URL = "https://raw.githubusercontent.com/kimiyoung/planetoid/af6abf468a772cc055bec88c52e4d6f51b7c37e3/data/"
 
 # SHA-256 as published by skygazer42/sky-vgl, vgl/data/public.py at 7cbb28df98d5eea988f5b010f3e0df6a191f533b; three
-# other projects list the same values. The files .x and .y repeat rows of .allx and .ally: they are not needed.
+# other projects list the same values for the networks that they use. The files .x and .y repeat rows of .allx and .ally: they are not needed.
 CITATION: dict[str, Published] = {
     "cora": Published(
         url=_PLANETOID_URL,
