@@ -43,7 +43,8 @@ class Published:
 _PLANETOID_URL = "https://raw.githubusercontent.com/kimiyoung/planetoid/af6abf468a772cc055bec88c52e4d6f51b7c37e3/data/"
 
 # SHA-256 as published by skygazer42/sky-vgl, vgl/data/public.py at 7cbb28df98d5eea988f5b010f3e0df6a191f533b; three
-# other projects list the same values for the networks that they use. The files .x and .y repeat rows of .allx and .ally: they are not needed.
+# other projects list the same values for the networks that they use. The files .x and .y repeat rows of .allx and
+# .ally: they are not needed.
 CITATION: dict[str, Published] = {
     "cora": Published(
         url=_PLANETOID_URL,
