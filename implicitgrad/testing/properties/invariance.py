@@ -38,7 +38,7 @@ def assert_scale_equivariant(
     >>> assert_scale_equivariant(ig.GMRES(), problem.operator, problem.rhs)
     """
     backend = backend_of(rhs)
-    base = solver.solve(operator, rhs)
+    base = solver.solve(operator, backend.copy(rhs))
     for exponent in exponents:
         power = int(exponent) if rhs.ndim == 1 else np.full(tuple(rhs.shape[:-1]), int(exponent))
         other = solver.solve(operator, backend.times_power_of_two(rhs, power))
@@ -65,10 +65,10 @@ def assert_batch_is_loop(
     >>> from implicitgrad.testing import make_problem
     >>> assert_batch_is_loop(ig.CG(), make_problem("positive definite", size=4, seed=1, batch=3))
     """
-    together = solver.solve(problem.operator, problem.rhs)
+    together = solver.solve(problem.operator, problem.rhs.copy())
     for i in range(problem.rhs.shape[0]):
         one = problem.one(i)
-        alone = solver.solve(one.operator, one.rhs)
+        alone = solver.solve(one.operator, one.rhs.copy())
         status, steps = together.status[i], int(together.num_iters[i])
         if status is not alone.status or abs(steps - alone.num_iters) > steps_apart:
             raise AssertionError(

@@ -132,7 +132,7 @@ def _mistake(operator: LinearOperator, like: Array | None, seed: int, pairs: lis
             if not beyond_rounding(scaled_norm(product - pairs[0].ahu), scaled_norm(product), n, eps, condition):
                 return sentence
     factor = complex(np.vdot(pairs[0].left, pairs[0].right) / max(np.vdot(pairs[0].left, pairs[0].left).real, 1e-300))
-    shown = f"{factor.real:.4g}" if abs(factor.imag) <= 1e-6 * abs(factor) else f"{factor:.4g}"
+    shown = f"{factor.real:.4g}" if abs(factor.imag) <= 1e-6 * abs(factor) else f"({factor:.3f})"
     if not abs(factor) <= 1e-12 and fits(lambda p: (p.right - factor * p.left) / (1 + abs(factor))):
         return f"rmatvec is {shown} times too large."
     return "One product has a wrong transpose, conjugate or sign, or belongs to another matrix."

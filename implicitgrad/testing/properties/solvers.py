@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from implicitgrad.backends import Array
+from implicitgrad.backends import Array, backend_of
 from implicitgrad.operators import LinearOperator, VJPOperator, identity_minus
 from implicitgrad.solvers import Solution, Solver
 from implicitgrad.status import Status
@@ -67,7 +67,8 @@ def assert_honest_counts(solver: Solver, operator: LinearOperator, rhs: Array, x
     >>> assert_honest_counts(ig.Neumann(), problem.operator, problem.rhs)
     """
     watched, calls = counted(operator)
-    solution = solver.solve(watched, rhs, x0)
+    copy = backend_of(rhs).copy
+    solution = solver.solve(watched, copy(rhs), None if x0 is None else copy(x0))
     reported = (solution.num_matvecs, solution.num_rmatvecs)
     assert reported == calls(), (
         f"{solution.solver or type(solver).__name__}: reported {reported} products (matvecs, rmatvecs), "
