@@ -159,7 +159,7 @@ def write_network(folder, name="cora", missing=(), seed=0):
     n, d, count = 9, 6, 3
     words = (rng.random((n, d)) < 0.4) * rng.integers(1, 5, (n, d)).astype(np.float32)
     classes = rng.integers(0, count, n)
-    words[6], classes[6] = 0, -1
+    words[6], classes[[3, 6]] = 0, -1  # and document 3 has words but no class
     neighbours = {node: rng.integers(0, n, rng.integers(0, 4)).tolist() for node in range(n)}
     neighbours[0] = [4, 4, 0, 2]
     rows = sparse.csr_matrix(words.astype("<f4"))
@@ -195,7 +195,7 @@ def test_public_files_load_to_the_network_that_they_were_written_from(tmp_path, 
     np.testing.assert_array_equal(citation.features.toarray(), words)
     np.testing.assert_array_equal(citation.labels, classes)
     np.testing.assert_array_equal(citation.edges, edges)
-    np.testing.assert_array_equal(citation.known_nodes, [0, 1, 2, 3, 4, 5, 7, 8])
+    np.testing.assert_array_equal(citation.known_nodes, [0, 1, 2, 4, 5, 7, 8])
     np.testing.assert_array_equal(citation.test_nodes, test_nodes)
 
 
@@ -234,6 +234,8 @@ INCONSISTENT = {
     "a number too many": ("test.index", b"7\n5\n8\n9\n"),
     "words for numbers": ("test.index", b"7\nfive\n8\n"),
     "no number": ("test.index", b"\n"),
+    "words of four documents": ("allx", pickled("matrix", sparse.csr_matrix(np.eye(4, 6, dtype="<f4")))),
+    "a class that counts twice": ("ally", pickled("array", np.tile(np.array([2, -1, 0], "<i4"), (5, 1)))),
     "one more known class": ("ally", pickled("array", one_hot(np.zeros(6, int), 3))),
     "two classes at once": ("ally", pickled("array", np.ones((5, 3), "<i4"))),
     "no class": ("ally", pickled("array", np.zeros((5, 0), "<i4"))),
@@ -322,6 +324,14 @@ HOSTILE = {
     "a state for a name": (b"\x80\x02cnumpy\nndarray\n)\x81}b.", "a state for Name"),
     "a state for a dictionary": (b"\x80\x02ccollections\ndefaultdict\n)R}b.", "a state for a dictionary"),
     "objects in an array": (b"\x80\x02cnumpy\ndtype\nU\x01O\x85R.", "dtype 'O', expected one of"),
+    "an array of three dimensions": (
+        pickled("array", np.zeros(3, "<i4")).replace(b"K\x03\x85", b"K\x01K\x01K\x03\x87"),
+        r"shape \(1, 1, 3\), expected \(n,\) or \(n, d\)",
+    ),
+    "an order of bytes that swaps": (
+        pickled("array", np.zeros(3, "<i4")).replace(b"U\x01<", b"U\x01S"),
+        "the byte order 'S'",
+    ),
     "an array larger than its bytes": (
         pickled("array", np.zeros(3, "<i4")).replace(b"K\x03\x85", b"J\xff\xff\xff\x7f\x85"),
         "12 bytes for an array int32",
