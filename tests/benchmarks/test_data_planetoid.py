@@ -149,6 +149,30 @@ def test_the_published_files_rebuilt_from_the_arrays_have_the_published_checksum
     np.testing.assert_array_equal(np.where(labels.any(1), labels.argmax(1), -1), known)
 
 
+@pytest.mark.parametrize("name", ["cora", "citeseer"])
+def test_a_whole_network_comes_back_from_its_public_files(tmp_path, monkeypatch, name):
+    """With the published checksums of the content, features too: only the order of test.index is drawn here."""
+    citation = load_citation(name, data_folder())
+    first, count = citation.test_nodes.min(), citation.labels.max() + 1
+    order = np.random.default_rng(0).permutation(citation.test_nodes)
+    neighbours = {node: [] for node in range(len(citation.labels))}
+    for node, neighbour in citation.edges.tolist():
+        neighbours[node].append(neighbour)
+    parts = {
+        "allx": pickled("matrix", citation.features[:first]),
+        "tx": pickled("matrix", citation.features[order]),
+        "ally": pickled("array", one_hot(citation.labels[:first], count)),
+        "ty": pickled("array", one_hot(citation.labels[order], count)),
+        "graph": pickled("graph", neighbours),
+        "test.index": "".join(f"{node}\n" for node in order).encode(),
+    }
+    for part, content in parts.items():
+        (tmp_path / f"ind.{name}.{part}").write_bytes(content)
+    content = registry.CITATION[name].content
+    monkeypatch.setitem(registry.CITATION, name, dataclasses.replace(published_as(tmp_path, name), content=content))
+    assert load_citation(name, tmp_path).digests() == content
+
+
 # --- small networks ---------------------------------------------------------------------------------------------------
 
 
