@@ -257,6 +257,7 @@ INCONSISTENT = {
     "a test document among the known": ("test.index", b"7\n4\n8\n"),
     "a number too many": ("test.index", b"7\n5\n8\n9\n"),
     "words for numbers": ("test.index", b"7\nfive\n8\n"),
+    "a number beyond all numbers": ("test.index", b"7\n5\n" + b"8" * 30),
     "no number": ("test.index", b"\n"),
     "words of four documents": ("allx", pickled("matrix", sparse.csr_matrix(np.eye(4, 6, dtype="<f4")))),
     "a class that counts twice": ("ally", pickled("array", np.tile(np.array([2, -1, 0], "<i4"), (5, 1)))),
