@@ -72,7 +72,7 @@ distclean: clean ## the same, and the environments
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.pip
 	@echo "Installing implicitgrad with torch, SciPy and the test tools into $(VENV) (once; this takes a minute or more)"
-	@$(BIN)/python $(INSTALL) -e ".[demo]" --group test
+	@$(BIN)/python $(INSTALL) -e ".[demo,data]" --group test
 	@touch $@
 
 $(CORE_VENV)/.installed: pyproject.toml constraints.txt | $(CORE_VENV)/.pip

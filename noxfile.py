@@ -35,7 +35,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """All tests, and the doctests of package, README and docs."""
-    install(session, "-e", ".[demo]", groups=("test",))
+    install(session, "-e", ".[demo,data]", groups=("test",))
     session.run("python", "-m", "pytest", "-n", "auto", *session.posargs, env=ONE_THREAD)
 
 
@@ -43,14 +43,14 @@ def tests(session: nox.Session) -> None:
 def tests_core(session: nox.Session) -> None:
     """The core's tests without torch and SciPy, on every supported Python at hand."""
     install(session, "-e", ".", groups=("test",))
-    ignored = [f"--ignore=tests/{folder}" for folder in ("torch", "scipy", "distributed")]
+    ignored = [f"--ignore=tests/{folder}" for folder in ("torch", "scipy", "distributed", "benchmarks")]
     session.run("python", "-m", "pytest", "-n", "auto", "tests", *ignored, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Ruff, mypy and the five floors."""
-    install(session, "-e", ".[demo]", groups=("test", "lint"))
+    install(session, "-e", ".[demo,data]", groups=("test", "lint"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
