@@ -14,7 +14,7 @@ from benchmarks.paper.propositions.checks import CHECKS, Check
 from benchmarks.paper.records import Records
 from benchmarks.paper.table import format_table, mean_and_deviation
 
-__all__ = ["rows", "run"]
+__all__ = ["blocks", "rows", "run"]
 
 TRIALS = 5  # networks a proposition is measured on
 HEADER = ("statement", "largest", "allowed", "networks", "holds")
@@ -61,3 +61,8 @@ def rows(records: Records, checks: list[Check] = CHECKS) -> tuple[list[list[str]
                 [statement, f"{deviation:.1e}", f"{allowed:.1e}", str(len(measured)), "yes" if holds else "NO"]
             )
     return table, all_hold
+
+
+def blocks(records: Records) -> dict[str, str]:
+    """Return what ``docs/reproduction.md`` shows of the records."""
+    return {"propositions": format_table(rows(records)[0], HEADER, markdown=True)}
