@@ -18,7 +18,7 @@ from benchmarks.paper.hopfield.digits import Digits, erase_half
 from benchmarks.paper.hopfield.methods import BPTT, METHODS, UPDATES, run_method
 from benchmarks.paper.hopfield.network import drive, first_couplings, losses, settled, symmetrized, update
 from benchmarks.paper.hopfield.settings import Plan, Setting
-from benchmarks.paper.hopfield.table import rows, table
+from benchmarks.paper.hopfield.table import rows, strict_successes, table
 from benchmarks.paper.hopfield.trials import Trials
 from benchmarks.paper.records import Records
 
@@ -276,12 +276,13 @@ def test_the_table_sets_our_share_beside_the_paper_s(tmp_path):
     for trial, final in enumerate([0.4, 1.6, math.nan, 0.9]):
         records.add(key_of(SMALL, "RBP", 10, trial), {**shared, "final": final}, 1.0)
     plan = Plan(SMALL, (BPTT, "RBP", "GMRES"), (10,), 4, 1, ("table",), 10)
-    ((method, truncate, paper, ours, interval, gap, strict, left, *_, solves),) = rows(plan, records)
+    ((method, truncate, paper, ours, interval, gap, first, untrained, *_, solves),) = rows(plan, records)
     assert (method, truncate, paper) == ("RBP", "10", "1")
     assert ours == "50 (2/4)"
     assert interval == "15 to 85"  # Wilson's, for 2 of 4
     assert gap.startswith("+49 +- ")
-    assert (strict, left, solves) == ("25", "90", "TRUNCATED 100%")
+    assert (first, untrained, solves) == ("0.62", "1.25", "TRUNCATED 100%")  # medians, the lost trial the worst
+    assert strict_successes(plan, records) == (1, 4)
     text, markdown = table(plan, records), table(plan, records, markdown=True)
     assert "50 (2/4)" in text
     assert markdown.splitlines()[2].startswith("| RBP")

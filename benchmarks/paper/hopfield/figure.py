@@ -20,7 +20,7 @@ _INK, _QUIET, _LINE, _ALARM = "#1f2933", "#7b8794", "#cbd2d9", "#b83227"
 # Colours of a pixel, by what it should be and what it is: off as it should, on in error, off in error, on as it should.
 _PALETTE = np.array([[255, 255, 255], [224, 122, 95], [247, 214, 208], [31, 41, 51]], dtype=np.uint8)
 _GAP, _BREAK = 0.12, 0.34  # in units of an image's side: the space between two, the one below the input
-_LEFT, _RIGHT, _TOP, _BOTTOM = 2.3, 1.55, 1.3, 0.3
+_LEFT, _RIGHT, _TOP, _BOTTOM = 2.4, 1.55, 1.6, 0.35
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def draw(path: Path, truth: np.ndarray, rows: Sequence[Row], subtitle: str) -> N
     axes.text(
         0.35, 0.4, "What each gradient taught the network to retrieve", size=13, weight="bold", color=_INK, va="center"
     )
-    axes.text(0.35, 0.86, subtitle, size=8.5, color=_QUIET, va="center")
+    axes.text(0.35, 0.72, subtitle, size=8.5, color=_QUIET, va="top", linespacing=1.5)
     top = _TOP
     for index, row in enumerate(rows):
         _draw_row(axes, f"({chr(ord('a') + index)})  {row.label}", row, truth, top, apart=index == 0)

@@ -58,10 +58,12 @@ def make_figure(plan: Plan, digits: Digits, records: Records, path: Path) -> Non
 
 def _subtitle(plan: Plan, digits: Digits) -> str:
     setting = asdict(plan.setting)
+    rate = "" if setting["schedule"] == "constant" else ", a rate that falls to zero"
     return (
-        f"Ten digits of {digits.side} x {digits.side} pixels, {setting['hidden']} hidden units, "
-        f"{setting['epochs']} epochs, K = {plan.figure_truncation}. Half of the ink is erased. "
-        "Pale: still missing. Orange: ink in error. Red label: did not halve its loss."
+        f"Ten digits of {digits.side} x {digits.side} pixels, {setting['hidden']} hidden units, K = "
+        f"{plan.figure_truncation}, {setting['epochs']} epochs{rate}. Half of the ink of the input is erased.\n"
+        "Black: ink as it should be. Pale: ink that is missing. Orange: ink in error. "
+        "Red: training did not halve the loss."
     )
 
 
