@@ -11,7 +11,7 @@ import torch
 
 from implicitgrad.backends.base import Array, Backend, Scalar
 
-__all__ = ["BACKEND", "TorchBackend"]
+__all__ = ["BACKEND", "TorchBackend", "seen_by_numpy"]
 
 
 # Outside this range a single-precision sum of squares has lost digits to under- or overflow; it is redone in double.
@@ -181,9 +181,20 @@ class TorchBackend(Backend):
         if isinstance(result, torch.Tensor):
             if result.requires_grad:
                 result = result.detach()
-            if result is not x and not result.is_inference() and result._version:
+            if result is not x and not result.is_inference() and (result._version or seen_by_numpy(result)):
                 result = result.clone()  # written to before, so perhaps again: a buffer that the function keeps
         return result, intact
+
+
+def seen_by_numpy(x: torch.Tensor) -> bool:
+    """Return whether an array of NumPy shares the memory, by from_numpy or numpy(): a write to it leaves no version.
+
+    Torch forbids such a storage to be resized. Tensors of a transform have no storage, nor can NumPy see them.
+    """
+    try:
+        return not x.untyped_storage().resizable()
+    except (NotImplementedError, RuntimeError):
+        return False
 
 
 BACKEND = TorchBackend()

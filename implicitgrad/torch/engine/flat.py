@@ -17,6 +17,7 @@ from typing import Any, cast
 import optree
 import torch
 
+from implicitgrad.backends.torch import seen_by_numpy
 from implicitgrad.errors import ConvergenceWarning, OperatorError, SettingError, SettingTypeError
 from implicitgrad.torch.engine.captured import Observed
 from implicitgrad.torch.engine.compiled import eager
@@ -144,7 +145,8 @@ class FlatFunction:
                 self.tensors = [*self.tensors, *(_usual(t) for t in self.captured)]
             self._constants = seen.constants if plain else []
             self._members.keep([*self.captured, *(t for t, _ in seen.constants)])
-        return image.detach()
+        image = image.detach()
+        return image.clone() if seen_by_numpy(image) else image  # a buffer that the next call fills again
 
     def _refuse_writes(self, seen: Observed, state_changed: bool) -> None:
         """Raise where ``f`` has written what several calls of it cannot share."""
