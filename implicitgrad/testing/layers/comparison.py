@@ -42,11 +42,14 @@ class Comparison:
     def __init__(self, at: Linearization, g: torch.Tensor, accuracy: float, seed: int) -> None:
         self.at, self.g, self.accuracy, self.seed = at, g, accuracy, seed
         u = at.adjoint(g)
+        length = float(torch.linalg.vector_norm(u))
         self.right = at.parameter_vjp(u)
         self.amplified = at.inverse_norm
-        assert_decidable(accuracy, self.amplified, float(torch.linalg.vector_norm(u)))
-        rounding = 64 * at.subject.eps
-        self.allowed = [4.0 * size * (accuracy + rounding) * self.amplified for size in at.sizes()]
+        blur = accuracy + 16 * at.subject.eps * max(1.0, length)  # what rounding of I - J leaves of a residual, too
+        assert_decidable(blur, self.amplified, length)
+        sizes = at.sizes()
+        floor = 64 * at.subject.eps * max(sizes, default=0.0)  # a bias before a normalization: zero, but for rounding
+        self.allowed = [4.0 * (size * blur + floor) * self.amplified for size in sizes]
 
     def assert_right(self, ours: list[torch.Tensor]) -> None:
         """Assert that these are the gradients of all tensors."""

@@ -7,8 +7,9 @@ derivatives too. Nothing in it knows of implicit differentiation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,30 +19,63 @@ from implicitgrad.testing.layers.differences import moved, step_for
 from implicitgrad.testing.layers.linearization import Linearization
 from implicitgrad.testing.layers.subject import Host, Subject, pulled, real_vector
 
-__all__ = ["by_differences", "by_newton", "frozen", "of_layer", "steps_along"]
+__all__ = ["Loss", "by_differences", "by_newton", "frozen", "of_layer", "steps_along"]
+
+
+@dataclass(frozen=True)
+class Loss:
+    """``Re <g, z> + norm(z)**2 / (2 size)``: its cotangent moves with ``z``, so no path of a second derivative is idle.
+
+    A linear loss has a constant cotangent, which ``once_differentiable`` lets pass without a word.
+    """
+
+    g: torch.Tensor
+    size: float
+
+    @classmethod
+    def at(cls, at: Linearization, g: torch.Tensor) -> Loss:
+        """Return a loss whose two parts have cotangents of norm one at the fixed point."""
+        size = float(torch.linalg.vector_norm(at.point.detach()))
+        return cls(g, size if size > 0 else 1.0)
+
+    def __call__(self, z: torch.Tensor) -> torch.Tensor:
+        """Return the loss of a flat state."""
+        return (self.g.conj() * z).real.sum() + z.abs().square().sum() / (2 * self.size)
+
+    def cotangent(self, z: torch.Tensor) -> torch.Tensor:
+        """Return its gradient with respect to ``z``."""
+        return self.g + z.detach() / self.size
 
 
 def of_layer(
-    subject: Subject, layer: Callable[..., Any], g: torch.Tensor, directions: Sequence[torch.Tensor]
-) -> list[Host]:
-    """Return what the layer's graph gives for ``d/dw <gradient, directions>``."""
+    subject: Subject, layer: Callable[..., Any], loss: Loss, directions: Sequence[torch.Tensor]
+) -> tuple[list[Host], bool]:
+    """Return what the layer's graph gives for ``d/dw <gradient, directions>``, and whether it holds a refusal.
+
+    ``once_differentiable`` puts an error into the graph, which ``backward()`` meets, but ``torch.autograd.grad`` for
+    given inputs steps around: no input lies behind it.
+    """
     flat, _ = subject.solve(layer)
-    return _twice(flat, subject.tensors, g, directions)
+    inner = _slope(loss(flat), subject.tensors, directions)
+    found = pulled(inner, subject.tensors, torch.ones_like(inner))
+    return [real_vector(x) for x in found], any(node.name().endswith("::Error") for node in _nodes(inner))
 
 
-def by_newton(at: Linearization, g: torch.Tensor, directions: Sequence[torch.Tensor]) -> list[Host]:
+def by_newton(at: Linearization, loss: Loss, directions: Sequence[torch.Tensor]) -> list[Host]:
     """Return the same by two Newton steps from the fixed point."""
     z = _newton_step(at.subject, at.point.detach().requires_grad_())
-    return _twice(_newton_step(at.subject, z), at.subject.tensors, g, directions)
+    return _along_twice(loss(_newton_step(at.subject, z)), at.subject.tensors, directions)
 
 
-def frozen(at: Linearization, g: torch.Tensor, directions: Sequence[torch.Tensor]) -> list[Host]:
+def frozen(at: Linearization, loss: Loss, directions: Sequence[torch.Tensor]) -> list[Host]:
     """Return the usual mistake: fixed point and adjoint are constants, so only ``df/dw`` is differentiated."""
-    return _twice(at.subject(at.point.detach()), at.subject.tensors, at.adjoint(g), directions)
+    z = at.point.detach()
+    u = at.adjoint(loss.cotangent(z))
+    return _along_twice((u.conj() * at.subject(z)).real.sum(), at.subject.tensors, directions)
 
 
 def by_differences(
-    subject: Subject, layer: Callable[..., Any], g: torch.Tensor, directions: Sequence[torch.Tensor]
+    subject: Subject, layer: Callable[..., Any], loss: Loss, directions: Sequence[torch.Tensor]
 ) -> tuple[list[Host], list[float]]:
     """Return central differences of the layer's own gradient, one step being ``directions``, and their errors."""
 
@@ -50,7 +84,7 @@ def by_differences(
             for t, direction in zip(subject.tensors, directions, strict=True):
                 stack.enter_context(moved(t, shift * direction))
             flat, _ = subject.solve(layer)
-            return [real_vector(x) for x in pulled(flat, subject.tensors, g)]
+            return [real_vector(x) for x in pulled(flat, subject.tensors, loss.cotangent(flat))]
 
     once, twice = ([(a - b) / (2 * h) for a, b in zip(gradients(h), gradients(-h), strict=True)] for h in (1.0, 2.0))
     return once, [float(np.linalg.norm(a - b)) for a, b in zip(once, twice, strict=True)]
@@ -61,15 +95,30 @@ def steps_along(at: Linearization, directions: Sequence[torch.Tensor], accuracy:
     return [step_for(at, index, d, accuracy) * d for index, d in enumerate(directions)]
 
 
-def _twice(
-    flat: torch.Tensor, tensors: Sequence[torch.Tensor], g: torch.Tensor, directions: Sequence[torch.Tensor]
+def _slope(value: torch.Tensor, tensors: Sequence[torch.Tensor], directions: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return ``<d value/dw, directions>`` with its graph."""
+    first = pulled(value, tensors, torch.ones_like(value), create_graph=True)
+    return sum(((a.conj() * d).real.sum() for a, d in zip(first, directions, strict=True)), torch.zeros_like(value))
+
+
+def _along_twice(
+    value: torch.Tensor, tensors: Sequence[torch.Tensor], directions: Sequence[torch.Tensor]
 ) -> list[Host]:
-    first = pulled(flat, tensors, g, create_graph=True)
-    inner = sum((a.conj() * d).real.sum() for a, d in zip(first, directions, strict=True))
-    assert isinstance(inner, torch.Tensor)
-    if not inner.requires_grad:
-        return [0.0 * real_vector(t) for t in tensors]
+    """Return ``d/dw <d value/dw, directions>``."""
+    inner = _slope(value, tensors, directions)
     return [real_vector(x) for x in pulled(inner, tensors, torch.ones_like(inner))]
+
+
+def _nodes(value: torch.Tensor) -> Iterator[Any]:
+    """Yield the nodes of a graph."""
+    seen: set[Any] = set()
+    stack = [value.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            stack.extend(following for following, _ in node.next_functions)
 
 
 def _newton_step(subject: Subject, z: torch.Tensor) -> torch.Tensor:

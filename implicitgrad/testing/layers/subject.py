@@ -52,6 +52,7 @@ class Subject:
                 self.names.append(name)
             own.append(leaf)
         self.args = cast(tuple[Any, ...], optree.tree_unflatten(treespec, own))
+        self._arguments = list(self.tensors)
         self._written: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def __call__(self, flat: torch.Tensor) -> torch.Tensor:
@@ -61,7 +62,7 @@ class Subject:
     def look(self, flat: torch.Tensor) -> None:
         """Call ``f`` once to find the tensors that it captures, and the buffers that it writes to."""
         point = flat.detach().clone().requires_grad_()
-        seen = Observed([point, *self.tensors])
+        seen = Observed([point, *self._arguments])
         with seen:
             image = self(point)
         known = {id(t) for t in self.tensors}
@@ -123,7 +124,7 @@ def pulled(
     image: torch.Tensor, inputs: Sequence[torch.Tensor], cotangent: torch.Tensor, create_graph: bool = False
 ) -> list[torch.Tensor]:
     """Return the gradients of ``<cotangent, image>``, zeros where ``image`` does not depend on an input."""
-    if not image.requires_grad:
+    if not image.requires_grad or not inputs:
         return [torch.zeros_like(t) for t in inputs]
     found = torch.autograd.grad(
         image, list(inputs), cotangent, retain_graph=True, create_graph=create_graph, allow_unused=True

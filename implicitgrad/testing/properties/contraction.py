@@ -149,7 +149,7 @@ def _assert_exactly(values: Any, eps: float, norm: Any, factor: float) -> None:
         )
     radius = float(np.abs(np.linalg.eigvals(values[worst])).max())
     raise AssertionError(
-        f"assert_contraction: no contraction: norm(J, {norm}) = {size:.4g}, expected below {factor:g} ({where}). "
+        f"assert_contraction: {_verdict(size)}norm(J, {norm}) = {size:.4g}, expected below {factor:g} ({where}). "
         + _long_run(radius, size)
     )
 
@@ -162,7 +162,7 @@ def _assert_by_search(operator: LinearOperator, factor: float, confidence: float
     if lower >= factor:
         radius = float(np.max(spectral_radius(operator, on_failure="return").value))
         raise AssertionError(
-            f"assert_contraction: no contraction: norm(J, 2) >= {lower:.4g}, expected below {factor:g} ({size}). "
+            f"assert_contraction: {_verdict(lower)}norm(J, 2) >= {lower:.4g}, expected below {factor:g} ({size}). "
             + _long_run(radius, lower)
         )
     conditions = sorted(set(np.ravel(np.asarray(found.condition, dtype=object)).tolist()))
@@ -176,10 +176,16 @@ def _assert_by_search(operator: LinearOperator, factor: float, confidence: float
     )
 
 
+def _verdict(norm: float) -> str:
+    return "no contraction: " if norm >= 1 else "not that much of a contraction: "
+
+
 def _long_run(radius: float, norm: float) -> str:
-    if radius < 1:
-        return (
-            f"The spectral radius is {radius:.4g}: iteration converges in the long run, but a step can magnify an "
-            f"error by {norm:.4g}."
-        )
-    return f"The spectral radius is {radius:.4g}: iteration does not converge either."
+    if radius >= 1:
+        return f"The spectral radius is {radius:.4g}: iteration does not converge either."
+    if norm < 1:
+        return f"The spectral radius is {radius:.4g}."
+    return (
+        f"The spectral radius is {radius:.4g}: iteration converges in the long run, but a step can magnify an error by "
+        f"{norm:.4g}."
+    )
