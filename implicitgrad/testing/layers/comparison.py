@@ -135,7 +135,7 @@ class Comparison:
         lines += [f"  right: {', '.join(right)}"] if right else []
         for cause, members in causes.items():
             worst = max(distance for _, distance in members)
-            agreed = f" (it agrees to {worst:.0e})" if worst > 0 else ""
+            agreed = f" (it agrees to {worst:.0e})" if worst > 100 * subject.eps else ""
             lines.append(f"  {', '.join(name for name, _ in members)}: this is {cause}{agreed}.")
         if which:
             lines.append("  The backward solve knows the size of the loss: look for an absolute tolerance in it.")
