@@ -31,6 +31,7 @@ from queue import SimpleQueue
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = Path(__file__).resolve().with_suffix("")
+_FEW, _MANY = 3, 60  # a run of few tests may take so many times what one test may, a run of the suite so many
 CAUGHT, TIME, SURVIVED, INVALID, UNDECIDED = "caught", "caught by time", "survived", "invalid", "undecided"
 
 # As pytest's short summary has it. A file that cannot be collected is named without "::".
@@ -109,9 +110,9 @@ class Copy:
         if not Path(found).is_relative_to(self.folder):
             raise RuntimeError(f"mutants: {package} is imported from {found}, expected the copy in {self.folder}.")
 
-    def pytest(self, arguments: list[str], limit: float) -> Outcome:
-        """Run pytest up to the first failure, for at most ``limit`` seconds."""
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-rfE", "--tb=short", f"--timeout={max(1, int(limit / 2))}"]
+    def pytest(self, arguments: list[str], limit: float, tests: float) -> Outcome:
+        """Run pytest up to the first failure, for at most ``limit`` seconds a test and ``limit * tests`` in all."""
+        options = ["-x", "-q", "-p", "no:cacheprovider", "-rfE", "--tb=short", f"--timeout={max(1, int(limit))}"]
         command = [sys.executable, "-m", "pytest", *options, *arguments]
         start = time.monotonic()
         with tempfile.TemporaryFile("w+") as printed:  # no pipe: a child of a test could keep it open
@@ -123,7 +124,7 @@ class Copy:
                     stdin=subprocess.DEVNULL,
                     stdout=printed,
                     stderr=subprocess.STDOUT,
-                    timeout=limit,
+                    timeout=limit * tests,
                 )
                 code: int | None = run.returncode
             except subprocess.TimeoutExpired:
@@ -152,13 +153,13 @@ class Copy:
     def outcome(self, mutant: Mutant, limit: float, likely_only: bool) -> Outcome:
         """Return what becomes of ``mutant``: by its likely tests, then by all others."""
         with self.holding(mutant):
-            likely = self.pytest(list(mutant.tests), limit)
+            likely = self.pytest(list(mutant.tests), limit, _FEW)
             if likely.verdict != SURVIVED or likely_only:
                 return likely
-            others = self.pytest([f"--deselect={test}" for test in mutant.tests], 20 * limit)
+            others = self.pytest([f"--deselect={test}" for test in mutant.tests], limit, _MANY)
         seconds = likely.seconds + others.seconds
         verdict = others.verdict
-        if verdict == CAUGHT and self.pytest([others.test], limit).verdict != SURVIVED:
+        if verdict == CAUGHT and self.pytest([others.test], limit, _FEW).verdict != SURVIVED:
             verdict = UNDECIDED  # nobody has seen the rest of the suite green without the fault
         return Outcome(verdict, others.test, others.words, seconds)
 
@@ -168,7 +169,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", metavar="NAME", action="append", help="this mutant; may be given again")
     parser.add_argument("--jobs", metavar="N", type=int, default=1, help="copies to work in at once (default 1)")
-    parser.add_argument("--limit", metavar="S", type=float, default=240, help="seconds for likely tests (default 240)")
+    parser.add_argument("--limit", metavar="S", type=float, default=240, help="seconds a test may take (default 240)")
     parser.add_argument("--likely-only", action="store_true", help="do not go on to the rest of the suite")
     parser.add_argument("--list", action="store_true", help="print the mutants and plant none")
     options = parser.parse_args(arguments)
@@ -188,7 +189,7 @@ def _run(mutants: list[Mutant], copies: list[Copy], options: argparse.Namespace)
     likely = sorted({test for mutant in mutants for test in mutant.tests})
     copies[0].check_import()
     print(f"{len(mutants)} mutants. First without any: {len(likely)} likely paths.", flush=True)
-    if (clean := copies[0].pytest(likely, 20 * options.limit)).verdict != SURVIVED:
+    if (clean := copies[0].pytest(likely, options.limit, _MANY)).verdict != SURVIVED:
         print(f"Not green without a fault, so red would mean nothing: {clean.test} {clean.words}")
         return 2
     print(f"Green in {clean.seconds:.0f} s.", flush=True)
