@@ -138,7 +138,7 @@ def test_auto_says_least_squares_where_that_is_what_it_found():
 
 
 def test_auto_solves_rectangular_systems_by_lsmr():
-    A = ig.DenseOperator(RNG.standard_normal((3, 6)))
+    A = ig.DenseOperator(np.random.default_rng(1).standard_normal((3, 6)))
     assert ig.solve(A, np.ones(3)).solver == "LSMR"
 
 

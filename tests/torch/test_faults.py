@@ -245,8 +245,9 @@ class TestShapesAndDtypes:
     @pytest.mark.fault(13)
     def test_a_complex_system_is_solved_with_the_conjugate_transpose(self):
         """FAULTS 13: torch's gradient is that of (I - J)^H u = g; the plain transpose would be far off."""
-        J = 0.4 * (RNG.standard_normal((4, 4)) + 1j * RNG.standard_normal((4, 4)))
-        g = RNG.standard_normal(4) + 1j * RNG.standard_normal(4)
+        rng = np.random.default_rng(4)
+        J = 0.4 * (rng.standard_normal((4, 4)) + 1j * rng.standard_normal((4, 4)))
+        g = rng.standard_normal(4) + 1j * rng.standard_normal(4)
         u, report = adjoint(J, g)
         np.testing.assert_allclose(u.numpy(), np.linalg.solve((np.eye(4) - J).conj().T, g), rtol=1e-6)
         assert not np.allclose(u.numpy(), np.linalg.solve((np.eye(4) - J).T, g), rtol=0.05)
@@ -318,7 +319,7 @@ class TestScaling:
     def test_the_unit_of_the_cotangent_changes_no_bit(self, solver, dtype, exponent):
         """FAULTS 38 to 42: norms whose squares under- and overflow."""
         J = torch.as_tensor(0.5 * orthogonal(5)).to(dtype)
-        g = torch.as_tensor(RNG.standard_normal(5)).to(dtype)
+        g = torch.as_tensor(np.random.default_rng(5).standard_normal(5)).to(dtype)
         u, _ = adjoint(J, g, adjoint=solver)
         scaled, report = adjoint(J, torch.ldexp(g, torch.tensor(exponent)), adjoint=solver)
         assert torch.equal(torch.ldexp(scaled, torch.tensor(-exponent)), u)
