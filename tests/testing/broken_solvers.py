@@ -112,6 +112,12 @@ def _divides_by_b(solve, operator, rhs, x0):
     return replace(solution, x=np.where(zero, np.nan, solution.x).astype(rhs.dtype))
 
 
+def _stops_near_zero(solve, operator, rhs, x0):
+    """``b = 0`` under an absolute floor: a start is worked off until it is small, not until it is zero."""
+    solution = solve(operator, rhs, x0)
+    return solution if x0 is None or np.any(rhs) else replace(solution, x=(1e-13 * x0).astype(rhs.dtype))
+
+
 def _never_done_with_zero(solve, operator, rhs, x0):
     solution = solve(operator, rhs, x0)
     return solution if np.any(rhs) else replace(solution, status=np.full(rhs.shape[:-1], Status.MAX_ITERS)[()])
@@ -214,6 +220,7 @@ FAULTS = {
         "from the exact solution [23] products were spent, expected at most 1",
     ),
     "divides by b": (_divides_by_b, "zero", r"b = 0: x of norm nan, expected exactly 0"),
+    "stops near zero": (_stops_near_zero, "zero", r"b = 0 from x0 = 1: x of norm \d.\de-13, expected exactly 0"),
     "never done with zero": (_never_done_with_zero, "zero", "b = 0: MAX_ITERS, expected CONVERGED"),
     "NaN is not greater": (_nan_is_not_greater, "NaN", "NaN in b: CONVERGED, expected NONFINITE_INPUT"),
     "raises on NaN": (_raises_on_nan, "NaN", "raised ZeroDivisionError: float division by zero"),

@@ -1,6 +1,7 @@
 """``assert_solver``: passes on honest solvers, and catches each planted fault by the rule that is meant for it."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,6 +125,13 @@ def test_the_default_battery_has_a_system_of_each_kind_and_dtype():
     with pytest.raises(AssertionError, match=rf"breaks 1 of 2 rules \({4 * len(KINDS)} systems, 0 of them CONVERGED"):
         assert_solver(Faulty(spy), skip=rules)
     assert seen == {(dtype, n) for dtype in ("float32", "float64", "complex64", "complex128") for n in (1, 2, 5, 12)}
+
+
+def test_the_right_hand_side_itself_is_no_solution_to_hand_out():
+    """Right by value where A = I, and changed by whoever changes b."""
+    handing_out = Faulty(lambda solve, operator, rhs, x0: replace(solve(operator, rhs, x0), x=rhs))
+    with pytest.raises(AssertionError, match="x is a view of b, expected its own memory"):
+        igtest.assert_inputs_untouched(handing_out, make_problem("J = 0", 3, 0))
 
 
 def test_unknown_names_and_objects_are_refused_in_words():
