@@ -53,7 +53,8 @@ def test_a_vjp_alone_is_enough():
         assert_contraction(operator, norm=norm, factor=value * 1.001)
         with pytest.raises(AssertionError, match=rf"not that much of a contraction: .* = {value:.4g}, expected"):
             assert_contraction(operator, norm=norm, factor=value * 0.999)
-    lopsided = ig.VJPOperator(lambda u: u @ np.array([[0.5, 0.6], [0.0, 0.5]]), 2)
+    lopsided = ig.VJPOperator(lambda u: u @ np.array([[0.5, 0.6], [0.3, 0.1]]), 2)
+    assert_contraction(lopsided, norm=1, factor=0.81)
     with pytest.raises(AssertionError, match=r"norm\(J, inf\) = 1\.1"):
         assert_contraction(lopsided, norm=np.inf)
 
