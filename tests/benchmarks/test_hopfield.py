@@ -221,6 +221,7 @@ def test_the_criterion_is_half_of_the_initial_loss_and_a_lost_number_is_no_succe
     assert not succeeded({"first": 1.0, "final": None}, "first")  # as a record holds it
     assert not succeeded({"first": None, "final": 0.1}, "first")
     assert not succeeded({"first": math.inf, "final": math.inf}, "first")
+    assert not succeeded({"first": math.nan, "final": 0.1}, "first")
 
 
 def test_a_checkpoint_goes_on_where_it_was_left(digits, tmp_path):
