@@ -49,7 +49,12 @@ class OperatorError(ImplicitGradError, RuntimeError):
 
 
 class MissingProductError(OperatorError, NotImplementedError):
-    """A method needs a product (``J v`` or ``J^T u``) that the operator was not given."""
+    """A method needs a product (``J v`` or ``J^T u``) that the operator was not given.
+
+    ``nested`` tells that a callable of the user's has raised it, in a solve of its own: another operator lacks it.
+    """
+
+    nested = False
 
 
 class SettingError(ImplicitGradError, ValueError):

@@ -118,7 +118,11 @@ class VJPOperator(LinearOperator):
         backend = backend_of(x)
         if not self._batched and x.ndim > 1:
             return self._looped(name, function, x, backend)
-        y, intact = backend.call_foreign(function, x)
+        try:
+            y, intact = backend.call_foreign(function, x)
+        except MissingProductError as error:
+            error.nested = True
+            raise
         if not (
             intact
             and y.__class__ is x.__class__

@@ -132,7 +132,9 @@ def fall_back(
         start = backend.select(failed, best.x, backend.zeros(tuple(best.x.shape), best.x))
         try:
             after = solver.solve(operator, backend.select(failed, rhs, zeros), start)
-        except MissingProductError:  # found out at the product: the first solver's answer stands
+        except MissingProductError as error:  # found out at the product: the first solver's answer stands
+            if error.nested:
+                raise
             continue
         attempts.append(_attempt(after))
         best = _merge(best, after, failed)

@@ -119,6 +119,23 @@ def test_what_is_not_linear_is_named_by_the_check(name):
         ig.check_operator(J)
 
 
+@pytest.mark.fault(57)
+def test_a_product_that_a_solve_inside_of_a_product_lacks_is_not_lacking_here():
+    """Auto goes on without LSMR where the operator turns out to have no adjoint; this is another operator."""
+    problem, calls = make_problem("singular, b out of range", 6, 0), []
+
+    def product(u):
+        calls.append(0)
+        if len(calls) == 9:  # GMRES has found the system singular, and LSMR has begun
+            ig.tangent_solve(ig.VJPOperator(lambda w: 0.5 * w, 6), u)
+        return u @ problem.matrix.T
+
+    A = ig.VJPOperator(lambda u: u @ problem.matrix, 6, jvp=product)
+    with pytest.raises(ig.MissingProductError, match="without a JVP"):
+        ig.solve(A, problem.rhs, on_failure="return")
+    assert len(calls) == 9
+
+
 @pytest.mark.fault(50)
 def test_a_jvp_of_another_matrix_matters_only_to_those_that_use_it(row):
     problem, other = make_problem("contraction", 8, 2), make_problem("contraction", 8, 3)
