@@ -232,6 +232,16 @@ def test_an_ill_conditioned_map_is_undecided_where_the_dtype_cannot_tell():
         assert_implicit_gradient(f, torch.zeros(2), x.float(), layer=layer)
 
 
+def test_without_an_isolated_fixed_point_there_is_no_gradient():
+    """J = I in the first number: every value of it is a fixed point."""
+    f = lambda z, x: torch.stack([z[0], 0.5 * z[1] + x])
+    layer = lambda f, z, x: f(torch.stack([z[0], 2 * x]), x)
+    with pytest.raises(
+        AssertionError, match=r"I - J is singular at the fixed point .*: the fixed point is not isolated"
+    ):
+        assert_implicit_gradient(f, torch.zeros(2, dtype=DOUBLE), torch.ones((), dtype=DOUBLE), layer=layer)
+
+
 @pytest.mark.parametrize("norm", [0.5, 0.9])
 def test_a_loose_layer_is_checked_with_its_own_tolerance(norm):
     """To 1e-4 forward and backward: refused by default, right with rtol=1e-4, and one step is still seen."""

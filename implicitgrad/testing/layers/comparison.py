@@ -7,7 +7,7 @@ import torch
 
 from implicitgrad.testing.layers.differences import along, slope_of_solve
 from implicitgrad.testing.layers.linearization import Linearization
-from implicitgrad.testing.layers.premises import SHOWN, assert_decidable
+from implicitgrad.testing.layers.premises import SHOWN, assert_decidable, assert_regular
 from implicitgrad.testing.layers.subject import NAME, Host, real_vector
 from implicitgrad.testing.layers.suspects import Suspects
 
@@ -41,10 +41,11 @@ class Comparison:
 
     def __init__(self, at: Linearization, g: torch.Tensor, accuracy: float, seed: int) -> None:
         self.at, self.g, self.accuracy, self.seed = at, g, accuracy, seed
+        self.amplified = at.inverse_norm
+        assert_regular(self.amplified, at.subject.eps)
         u = at.adjoint(g)
         length = float(torch.linalg.vector_norm(u))
         self.right = at.parameter_vjp(u)
-        self.amplified = at.inverse_norm
         blur = accuracy + 16 * at.subject.eps * max(1.0, length)  # what rounding of I - J leaves of a residual, too
         assert_decidable(blur, self.amplified, length)
         sizes = at.sizes()

@@ -8,7 +8,14 @@ from implicitgrad.testing.layers.differences import slope_of_map, vjp_along
 from implicitgrad.testing.layers.linearization import Linearization
 from implicitgrad.testing.layers.subject import NAME, Subject
 
-__all__ = ["SHOWN", "assert_decidable", "assert_derivative_of_map", "assert_deterministic", "assert_fixed"]
+__all__ = [
+    "SHOWN",
+    "assert_decidable",
+    "assert_derivative_of_map",
+    "assert_deterministic",
+    "assert_fixed",
+    "assert_regular",
+]
 
 SHOWN = 0.03  # a check whose tolerance is a larger part of the gradient shows nothing
 
@@ -55,6 +62,15 @@ def assert_derivative_of_map(at: Linearization, seed: int) -> None:
                 f"{slope.error:.1e}), its vjp says {promised:.6g}. No layer can make up for that.{zero} Look for a "
                 "backward written by hand, and check f with torch.autograd.gradcheck."
             )
+
+
+def assert_regular(amplified: float, eps: float) -> None:
+    """Assert that ``I - J`` is invertible, as far as the dtype tells."""
+    if not amplified * eps <= 1.0:
+        raise AssertionError(
+            f"{NAME}: I - J is singular at the fixed point (norm((I - J)^-1) = {amplified:.1e}, eps = {eps:.1e}): the "
+            "fixed point is not isolated, and there is no implicit gradient to compare with. igt.diagnose says more."
+        )
 
 
 def assert_decidable(accuracy: float, amplified: float, size_of_adjoint: float) -> None:

@@ -90,11 +90,12 @@ def _adjoints(at: Linearization, g: torch.Tensor) -> Iterator[tuple[str, torch.T
         )
     if at.dense and len(at.subject.layout.shapes) > 1:
         matrix = np.eye(len(at.transposed)) - _block_diagonal(at.subject, at.transposed)
-        yield (
-            "the gradient of a Jacobian without its off-diagonal blocks: the tensors of the state are taken for "
-            "independent of each other",
-            at.solved(matrix, g),
-        )
+        if np.linalg.cond(matrix) < 1 / at.subject.eps:
+            yield (
+                "the gradient of a Jacobian without its off-diagonal blocks: the tensors of the state are taken for "
+                "independent of each other",
+                at.solved(matrix, g),
+            )
 
 
 def _untransposed(at: Linearization, g: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
