@@ -53,7 +53,7 @@ def assert_implicit_gradient(
         What is wrong: which argument, by how much, at which cosine, and which of the usual mistakes it is: the one-step
         gradient (JFB), a Neumann series cut after K products, ``J`` in the place of its transpose, a missing conjugate,
         dropped blocks, a factor, a detached tensor, an absolute tolerance. *Undecided* where ``(I - J)^-1`` is so large
-        that ``rtol`` leaves more than 3 % of the gradient open.
+        that ``rtol`` leaves more than 3 % of the gradient open; where ``I - J`` is singular there is none.
     ModuleNotFoundError
         torch is not installed; the message names the extra.
 
@@ -68,7 +68,7 @@ def assert_implicit_gradient(
     re-solved points if that is more: truncation and noise are of one size there, about ``delta**(2/3)``. Their error is
     estimated from a second difference at twice the step, and ten times the estimate is allowed.
 
-    Cost: three calls of the layer with a backward pass, and about ``n`` VJPs (dense), or 13 forward solves for each
+    Cost: three calls of the layer with a backward pass, and about ``n`` VJPs (dense), or ten forward solves for each
     tensor. Buffers that ``f`` writes to are put back; no ``.grad`` is touched.
 
     Examples
