@@ -1,8 +1,9 @@
 """Citation networks: Tables A2 and A3 of the paper, why its networks stay at 24-47 %, and one that does not.
 
 ``python -m benchmarks.paper citation [--data-dir DIR] [--trials N] [--only NAME] [--reverse]``, where NAME is
-``statistics`` (Table A2), ``recurrent`` (Table A3), ``comparison`` or ``why``, or a method of one of these. A second
-process with ``--reverse`` works on the same list from its other end.
+``statistics`` (Table A2), ``recurrent`` (Table A3), ``comparison``, ``why`` or ``diagnoses``, or a method of one of
+these. A second process with ``--reverse`` works on the same list from its other end. ``--device`` is that of Table A3;
+all else runs on the CPU.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from benchmarks.paper.records import Records
 
 from . import tables
 from .comparison import CLASSIFIERS, compare
+from .diagnosis import diagnose_all
 from .equilibrium import normalized_adjacency
 from .graph import Graph, simple_matrix
 from .methods import METHODS
@@ -30,7 +32,7 @@ from .why import ask_all, ask_trained
 
 __all__ = ["blocks", "run"]
 
-PARTS = ("statistics", "comparison", "why", "recurrent")
+PARTS = ("statistics", "comparison", "why", "diagnoses", "recurrent")
 TRIALS = 10
 EPOCHS = 60  # of the equilibrium network
 NETWORKS = ("cora", "citeseer", "pubmed")
@@ -42,6 +44,7 @@ NOTES = {
     "fixed points: looks at which it was below 1e-5.",
     "comparison": "The same splits, in per cent. Differences are paired, +- their standard error, and in how many "
     "splits the row is ahead.",
+    "diagnoses": "What igt.diagnose says of three of these networks, and of the trained equilibrium network.",
     "why": "After T steps. Size: of the state, relative to the initial one. Growth: of a difference of 1e-6 at first. "
     "Start, features: what is left of the difference to a network that begins with, or has, the features of other "
     "nodes. Readable: accuracy of logistic regression on the state, in per cent.",
@@ -61,11 +64,12 @@ def run(options: Options) -> None:
     graph = digits_graph() if options.quick else Graph.from_citation(load_citation("cora", options.data_dir), 64)
     S = normalized_adjacency(simple_matrix(graph.adjacency))
     trials = options.trials or (1 if options.quick else TRIALS)
+    epochs = 15 if options.quick else EPOCHS
     setting = Setting(steps=10, every=5) if options.quick else Setting()
     if "statistics" in parts:
         count_all(options, records)
     if "comparison" in parts:
-        compare(graph, S, classifiers, range(trials), 15 if options.quick else EPOCHS, records)
+        compare(graph, S, classifiers, range(trials), epochs, records)
     if "recurrent" in parts:
         milestones = (10, 20) if options.quick else MILESTONES
         run_all(graph, plan(methods, range(trials), milestones), setting, records, reverse)
@@ -74,7 +78,9 @@ def run(options: Options) -> None:
         for method in methods:
             if METHODS[method].last_state is not None:
                 ask_trained(graph, folder, method, setting.steps, records)
-    for part in sorted(parts, key=("statistics", "recurrent", "why", "comparison").index):
+    if "diagnoses" in parts:
+        diagnose_all(graph, S, setting.steps, epochs, records)
+    for part in sorted(parts, key=("statistics", "recurrent", "why", "diagnoses", "comparison").index):
         print(f"\n{fill(NOTES[part], 120)}\n\n{getattr(tables, part)(records)}")
 
 

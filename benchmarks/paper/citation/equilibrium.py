@@ -48,6 +48,8 @@ class EquilibriumNetwork(torch.nn.Module):
         Per node: features, numbers of the state, classes.
     drop : float
         Share of the features, and of the read-out's input, that is dropped in training.
+    adjoint : Solver, optional
+        Of the backward equation. Default: ``Auto`` to a relative residual of 1e-3.
     generator : torch.Generator, optional
         For the initial weights.
     """
@@ -59,6 +61,7 @@ class EquilibriumNetwork(torch.nn.Module):
         size: int,
         num_classes: int,
         drop: float = 0.5,
+        adjoint: ig.Solver | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -73,7 +76,7 @@ class EquilibriumNetwork(torch.nn.Module):
         self.readout_bias = torch.nn.Parameter(torch.zeros(num_classes))
         self.report = igt.Report()
         self.solver = igt.Anderson(rtol=1e-4, max_iters=300)
-        self.adjoint = ig.Auto(rtol=1e-3)
+        self.adjoint = ig.Auto(rtol=1e-3) if adjoint is None else adjoint
 
     def encode(self, features: torch.Tensor) -> torch.Tensor:
         """Return ``x``, ``(n, 3 k)``: what the features say to the two gates and to ``q``."""

@@ -13,7 +13,7 @@ from benchmarks.paper.table import difference, format_table, mean_and_deviation
 from .methods import METHODS
 from .statistics import PAPER
 
-__all__ = ["comparison", "recurrent", "statistics", "why"]
+__all__ = ["comparison", "diagnoses", "recurrent", "statistics", "why"]
 
 ENOUGH = 3  # runs, to speak of a mean and a deviation
 LABELS = {
@@ -22,6 +22,7 @@ LABELS = {
     "gcn": "GCN, two layers",
     "equilibrium": "equilibrium network",
     "regularized": "equilibrium network, penalty on norm(J)",
+    "truncated": "equilibrium network, Neumann of 5 products",
 }
 
 
@@ -61,13 +62,20 @@ def recurrent(records: Records, markdown: bool = False) -> str:
                 f"{_spread(accuracies)} ({len(results)})",
                 _gap(ours, len(results), method.paper),
                 _spread([r["test"] for r in results]),
-                "-" if last == common else _further(lengths[last], last),
+                "; ".join(_further(lengths[e], e) for e in sorted(lengths) if e > common) or "-",
                 _largest_and_least(results),
                 _fixed_points(results),
                 _statuses(Counter(), *(r["backward"] for r in lengths[last])),
             ]
         )
-    header = ["validation accuracy", "paper (10)", f"ours, {common} epochs (runs)", "difference", "test", "furthest"]
+    header = [
+        "validation accuracy",
+        "paper (10)",
+        f"ours, {common} epochs (runs)",
+        "difference",
+        "test",
+        "further, epochs: (runs)",
+    ]
     return format_table(rows, [*header, "last update", "fixed points", "adjoint solves"], markdown)
 
 
@@ -115,6 +123,12 @@ def why(records: Records, markdown: bool = False) -> str:
     return format_table(rows, header, markdown)
 
 
+def diagnoses(records: Records, markdown: bool = False) -> str:
+    """Return the reports of ``diagnose``, one after the other."""
+    pages = [f"{line['key']['network']}\n\n{line['result']['page']}" for line in records.lines(table="diagnosis")]
+    return "\n\n".join(f"```text\n{page}\n```" if markdown else page for page in pages)
+
+
 def _by_method(records: Records) -> dict[str, dict[int, list[dict[str, Any]]]]:
     """Return ``results[method][epochs]``, a list over the seeds, of the graph that has the first record."""
     lines = records.lines(table="A3")
@@ -136,8 +150,7 @@ def _common_epochs(runs: dict[str, dict[int, list[dict[str, Any]]]]) -> int:
 
 
 def _further(results: Sequence[dict[str, Any]], epochs: int) -> str:
-    runs = f"{len(results)} run{'s' if len(results) > 1 else ''}"
-    return f"{_spread([r['validation'] for r in results])} ({epochs} epochs, {runs})"
+    return f"{epochs}: {_spread([r['validation'] for r in results])} ({len(results)})"
 
 
 def _spread(values: Sequence[float]) -> str:
