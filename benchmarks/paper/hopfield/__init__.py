@@ -8,17 +8,19 @@
 from __future__ import annotations
 
 from textwrap import fill
+from typing import Any
 
 from benchmarks.paper.options import Options
 from benchmarks.paper.records import Records
 
 from .cells import run_cells
 from .digits import load_digits
+from .methods import METHODS
 from .recall import make_figure
-from .settings import Plan, plan
+from .settings import Plan, Setting, plan
 from .table import NOTES, strict_successes, table
 
-__all__ = ["run"]
+__all__ = ["blocks", "run"]
 
 
 def run(options: Options) -> None:
@@ -43,3 +45,21 @@ def _title(this: Plan, source: str) -> str:
         f"Table A1. {source}, {setting.hidden} hidden units, {setting.epochs} epochs, images a step: "
         f"{setting.images_per_step}, Adam's rate {setting.rate:g}, {setting.schedule}."
     )
+
+
+def blocks(records: Records) -> dict[str, str]:
+    """Return Table A1 as ``docs/reproduction.md`` shows it: one for each setting on record, by the paper's sizes."""
+    settings = {tuple(sorted(_setting_of(line).items())) for line in records.lines(table="A1")}
+    tables = []
+    for setting in (Setting(**dict(items)) for items in sorted(settings)):
+        this = Plan(setting, tuple(METHODS), (10, 20, 30), 0, 0, ("table",), 0)
+        hits, trials = strict_successes(this, records)
+        title = _title(this, setting.data).partition(". ")[2]
+        strict = f"{hits} of all {trials} trials came below half of the loss before any step."
+        tables.append(f"{title}\n\n{table(this, records, markdown=True)}\n\n{NOTES[0].upper()}{NOTES[1:]}\n{strict}")
+    return {"hopfield": "\n\n".join(tables)}
+
+
+def _setting_of(line: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a record's key that is its setting."""
+    return {name: value for name, value in line["key"].items() if name in Setting.__dataclass_fields__}

@@ -236,11 +236,11 @@ CHECKS = [
     Check(
         "ARTBP",
         {
-            "uniform": "3.3 uniform ARTBP: |mean - BPTT| / standard error",
+            "uniform": "3.3 uniform ARTBP: norm(mean - BPTT) / standard error",
             "uniform component": "3.3 uniform ARTBP: largest component of that",
             "uniform exact": "3.3 uniform ARTBP: mean of the distribution",
             "uniform variance": "3.3 uniform ARTBP: relative variance",
-            "poisson": "3.3 Poisson ARTBP: |mean - BPTT| / standard error",
+            "poisson": "3.3 Poisson ARTBP: norm(mean - BPTT) / standard error",
             "poisson component": "3.3 Poisson ARTBP: largest component of that",
             "poisson exact": "3.3 Poisson ARTBP: mean of the distribution",
             "poisson variance": "3.3 Poisson ARTBP: relative variance",
