@@ -9,6 +9,17 @@ import implicitgrad as ig
 import implicitgrad.torch as igt
 
 
+def tanh_map(z, W, x):
+    return torch.tanh(W @ z + x)
+
+
+def problem(n=8, dtype=torch.float64, norm=0.6):
+    generator = torch.Generator().manual_seed(0)
+    W = torch.randn(n, n, dtype=dtype, generator=generator)
+    W = W * (norm / torch.linalg.matrix_norm(W, 2))
+    return tanh_map, torch.zeros(n, dtype=dtype), W, torch.randn(n, dtype=dtype, generator=generator)
+
+
 def iterated(f, z, *args, steps=400):
     with torch.no_grad():
         for _ in range(steps):
@@ -97,7 +108,7 @@ stopped_early = attached(_until(lambda change, g: change.norm() <= 1e-3 * g.norm
 
 def block_diagonal(f, z, *args):
     """TorchOpt's materialized Jacobian: each tensor of the state for itself."""
-    a, b = iterated_pair(f, z, *args)
+    a, b = iterated(f, z, *args)
     p, q = a.clone().requires_grad_(), b.clone().requires_grad_()
     image = f((p, q), *args)
     out = f((a, b), *args)
@@ -107,13 +118,6 @@ def block_diagonal(f, z, *args):
         )[0]
         x.register_hook(lambda g, vjp=vjp: _solved(_rows(vjp, g).mT, g))
     return out
-
-
-def iterated_pair(f, z, *args):
-    with torch.no_grad():
-        for _ in range(400):
-            z = f(z, *args)
-    return z
 
 
 def detached_argument(f, z, W, x):
