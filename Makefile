@@ -22,7 +22,7 @@ needs_torch = $(addprefix --ignore=tests/,torch scipy distributed benchmarks)
 PYTEST   = -m pytest -n $(WORKERS) $(if $(deep),--timeout=3600) $(TEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core lint bench docs clean distclean
+.PHONY: help demo test test-core lint mutants bench docs clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,9 @@ lint: $(VENV)/.group-lint ## ruff check, ruff format --check, mypy, and the five
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+mutants: $(VENV)/.installed ## plant faults in copies of the package: does the suite turn red? (half an hour or more)
+	$(test_env) $(BIN)/python tests/mutants.py $(MUTANT_ARGS)
 
 bench: $(VENV)/.group-bench ## what a backward pass costs beyond its products, and the memory it takes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_overhead.py $(BENCH_ARGS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from functools import wraps
 from time import perf_counter
@@ -47,7 +47,8 @@ class Solver(ABC):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Solver:
         """Refuse unknown settings in words; the generated ``__init__`` would not say which ones there are."""
-        refuse_unknown(cls.__name__, [f.name for f in fields(cls)], kwargs)  # type: ignore[arg-type]
+        if is_dataclass(cls):  # a user's class may have an __init__ of its own
+            refuse_unknown(cls.__name__, [f.name for f in fields(cls)], kwargs)
         return super().__new__(cls)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

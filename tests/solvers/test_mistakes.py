@@ -366,3 +366,18 @@ def test_settings_are_named():
     ):
         with pytest.raises(TypeError, match="positional"):
             solver(20)
+
+
+class _Inverse(ig.Solver):
+    """A solver of a user's own, with an ``__init__`` where ours have fields."""
+
+    def __init__(self, *, digits):
+        self.digits = digits
+
+    def solve(self, operator, rhs, x0=None):
+        return ig.Dense().solve(operator, rhs)
+
+
+def test_a_solver_of_a_users_own_needs_no_dataclass():
+    J = ig.DenseOperator(np.array([[0.5]]))
+    assert ig.adjoint_solve(J, np.ones(1), solver=_Inverse(digits=3)).x == 2

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from textwrap import fill
 from typing import Any
 
@@ -48,16 +49,16 @@ def _title(this: Plan, source: str) -> str:
 
 
 def blocks(records: Records) -> dict[str, str]:
-    """Return Table A1 as ``docs/reproduction.md`` shows it: one for each setting on record, by the paper's sizes."""
-    settings = {tuple(sorted(_setting_of(line).items())) for line in records.lines(table="A1")}
-    tables = []
-    for setting in (Setting(**dict(items)) for items in sorted(settings)):
-        this = Plan(setting, tuple(METHODS), (10, 20, 30), 0, 0, ("table",), 0)
-        hits, trials = strict_successes(this, records)
-        title = _title(this, setting.data).partition(". ")[2]
-        strict = f"{hits} of all {trials} trials came below half of the loss before any step."
-        tables.append(f"{title}\n\n{table(this, records, markdown=True)}\n\n{NOTES[0].upper()}{NOTES[1:]}\n{strict}")
-    return {"hopfield": "\n\n".join(tables)}
+    """Return Table A1 as ``docs/reproduction.md`` shows it: of the setting with the most trials on record."""
+    settings = Counter(tuple(sorted(_setting_of(line).items())) for line in records.lines(table="A1"))
+    if not settings:
+        return {"hopfield": "Not run yet."}
+    setting = Setting(**dict(settings.most_common(1)[0][0]))
+    this = Plan(setting, tuple(METHODS), (10, 20, 30), 0, 0, ("table",), 0)
+    hits, trials = strict_successes(this, records)
+    title = _title(this, setting.data).partition(". ")[2]
+    strict = f"{hits} of all {trials} trials came below half of the loss before any step."
+    return {"hopfield": f"{title}\n\n{table(this, records, markdown=True)}\n\n{NOTES[0].upper()}{NOTES[1:]}\n{strict}"}
 
 
 def _setting_of(line: dict[str, Any]) -> dict[str, Any]:
