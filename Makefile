@@ -3,6 +3,7 @@
 PYTHON      ?= python3
 VENV        ?= .venv
 CORE_VENV   ?= $(VENV)-core
+PEERS_VENV  ?= $(VENV)-peers
 # A wheel index of your choice beside the configured one, for example one with CPU builds of torch. Empty: not used.
 TORCH_INDEX ?=
 # DEEP=1 draws many more examples in the property tests.
@@ -11,6 +12,10 @@ WORKERS     ?= auto
 TEST_ARGS   ?=
 DEMO_ARGS   ?=
 BENCH_ARGS  ?=
+# --only NAME, --jobs N, --likely-only, --list
+MUTANT_ARGS ?=
+# --library NAME, --case WORDS, --keep FILE, --write
+PEERS_ARGS  ?=
 
 BIN      = $(VENV)/bin
 INSTALL  = -m pip install -qq -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
@@ -22,7 +27,7 @@ needs_torch = $(addprefix --ignore=tests/,torch scipy distributed benchmarks)
 PYTEST   = -m pytest -n $(WORKERS) $(if $(deep),--timeout=3600) $(TEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core lint mutants bench docs clean distclean
+.PHONY: help demo test test-core test-jax lint mutants bench peers docs clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +55,12 @@ bench: $(VENV)/.group-bench ## what a backward pass costs beyond its products, a
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_overhead.py $(BENCH_ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_memory.py
 
+peers: $(PEERS_VENV)/.installed ## the zoo: what other libraries and ours make of 48 faults (PEERS_ARGS=--write for docs/peers.md)
+	OMP_NUM_THREADS=1 $(PEERS_VENV)/bin/python -m benchmarks.peers $(PEERS_ARGS)
+
+test-jax: $(PEERS_VENV)/.installed ## every solver's properties on JAX's arrays
+	$(test_env) $(PEERS_VENV)/bin/python $(PYTEST) tests/backends/test_portability.py
+
 docs: $(VENV)/.group-docs ## the pages, in docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
 
@@ -59,7 +70,7 @@ clean: ## remove caches, reports and built pages
 	find implicitgrad tests examples benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean ## the same, and the environments
-	rm -rf "$(VENV)" "$(CORE_VENV)" .nox
+	rm -rf "$(VENV)" "$(CORE_VENV)" "$(PEERS_VENV)" .nox
 
 # --- environments -----------------------------------------------------------------------------------------------------
 # Each installation leaves a stamp file, so a repeated command needs no network. Editing pyproject.toml or
@@ -81,6 +92,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.pip
 $(CORE_VENV)/.installed: pyproject.toml constraints.txt | $(CORE_VENV)/.pip
 	@echo "Installing the core of implicitgrad and the test tools into $(CORE_VENV) (once)"
 	@$(CORE_VENV)/bin/python $(INSTALL) -e . --group test
+	@touch $@
+
+$(PEERS_VENV)/.installed: pyproject.toml constraints.txt | $(PEERS_VENV)/.pip
+	@echo "Installing implicitgrad and the libraries it is compared with into $(PEERS_VENV) (once; about 2 GB with torch)"
+	@$(PEERS_VENV)/bin/python $(INSTALL) -e ".[peers]" --group test
 	@touch $@
 
 $(VENV)/.group-%: $(VENV)/.installed
