@@ -27,10 +27,10 @@ needs_torch = $(addprefix --ignore=tests/,torch scipy distributed benchmarks)
 PYTEST   = -m pytest -n $(WORKERS) $(if $(deep),--timeout=3600) $(TEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core test-jax lint mutants bench peers docs clean distclean
+.PHONY: help demo test test-core test-jax lint mutants paper-quick bench peers docs clean distclean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 	@echo "Variables: PYTHON, VENV, TORCH_INDEX=<url of a wheel index>, DEMO_ARGS, TEST_ARGS, BENCH_ARGS, WORKERS"
 
 demo: $(VENV)/.installed ## train an associative memory on real digits (DEMO_ARGS="--help" lists its options)
@@ -50,6 +50,11 @@ lint: $(VENV)/.group-lint ## ruff check, ruff format --check, mypy, and the five
 
 mutants: $(VENV)/.installed ## plant faults in copies of the package: does the suite turn red? (half an hour or more)
 	$(test_env) $(BIN)/python tests/mutants.py $(MUTANT_ARGS)
+
+paper-quick: $(VENV)/.installed ## the experiments of the paper, end to end at a toy size; see docs/reproduction.md
+	for experiment in propositions hopfield citation; do \
+	    OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.paper $$experiment --quick --out outputs/paper-quick || exit 1; \
+	done
 
 bench: $(VENV)/.group-bench ## what a backward pass costs beyond its products, and the memory it takes
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_overhead.py $(BENCH_ARGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
+from benchmarks.paper.data import DataError
 from benchmarks.paper.options import parse
 
 
@@ -17,6 +18,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted. The same command continues where it stopped.", file=sys.stderr)
         return 130
+    except DataError as error:
+        print(f"{options.experiment}: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
