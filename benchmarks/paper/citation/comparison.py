@@ -1,8 +1,9 @@
 """Classifiers at the paper's random splits: who uses the graph, and who uses it best?
 
 Logistic regression on the PCA features, label propagation without features, a two-layer GCN and the equilibrium
-network (also with a penalty, and with a truncated gradient) see the same splits, and are judged as the rows of Table A3 are: the best validation accuracy of a run, and the
-test accuracy where it was reached. Differences are paired, split by split.
+network, also with a penalty and with a truncated gradient, see the same splits. They are judged as the rows of Table A3
+are: the best validation accuracy of a run, and the test accuracy where it was reached. Differences are paired, split by
+split.
 """
 
 from __future__ import annotations
