@@ -4,7 +4,7 @@ The faults stand in ``tests/mutants/*.toml``, a table a room: a file, a text tha
 might write instead, why that matters, and the tests most likely to see it. These run first; if they stay green, the
 rest of the suite does. A fault is *caught* by a test that fails, *caught by time* where one hangs. It has *survived*
 where all stay green: the suite has a hole. It is *invalid* where the planted code cannot be imported, and *undecided*
-where a test outside of the likely ones fails that fails without the fault, too.
+where a test outside of the likely ones fails that fails without the fault, too, or does not fail again.
 
     python tests/mutants.py --list
     python tests/mutants.py --only adjoint-not-transposed
@@ -157,10 +157,12 @@ class Copy:
             if likely.verdict != SURVIVED or likely_only:
                 return likely
             others = self.pytest([f"--deselect={test}" for test in mutant.tests], limit, _MANY)
+            again = self.pytest([others.test], limit, _FEW).verdict if others.test else others.verdict
         seconds = likely.seconds + others.seconds
         verdict = others.verdict
-        if verdict == CAUGHT and self.pytest([others.test], limit, _FEW).verdict != SURVIVED:
-            verdict = UNDECIDED  # nobody has seen the rest of the suite green without the fault
+        # Nobody has seen the rest of the suite green without the fault, and some tests are about time and memory.
+        if others.test and not (again == verdict and self.pytest([others.test], limit, _FEW).verdict == SURVIVED):
+            verdict = UNDECIDED
         return Outcome(verdict, others.test, others.words, seconds)
 
 

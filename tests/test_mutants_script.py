@@ -76,6 +76,19 @@ def test_the_rest_of_the_suite_has_its_say_and_is_not_believed_unseen(script, co
     assert copy.outcome(fault, 60, likely_only=False).verdict == "undecided"
 
 
+def test_a_test_that_fails_now_and_then_decides_nothing(script, copy):
+    """It fails once, with the fault in place, and then no more."""
+    flaky = "from pathlib import Path\n\n\ndef test_once():\n    Path('mark').mkdir(exist_ok=True)\n"
+    (copy.folder / "tests/test_a.py").write_text(flaky + "    assert len(list(Path('mark').iterdir())) > 0\n")
+    (copy.folder / "tests/conftest.py").write_text(
+        "from pathlib import Path\n\n\ndef pytest_unconfigure():\n"
+        "    if Path('mark').exists():\n        Path('mark/1').touch()\n"
+    )
+    fault = _fault(script, "2 * a", "3 * a", "tests/test_add.py")
+    found = copy.outcome(fault, 60, likely_only=False)
+    assert (found.verdict, found.test) == ("undecided", "tests/test_a.py::test_once")
+
+
 def test_what_no_test_sees_has_survived_and_what_cannot_be_imported_is_invalid(script, copy):
     unseen = _fault(script, "2 * a", "3 * a", "tests/test_add.py")
     assert copy.outcome(unseen, 60, likely_only=False).verdict == "survived"
