@@ -44,8 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             results[library] = missing
     titles = {name: LIBRARIES[name].title for name in results}
-    text = "\n\n".join((_versions(results), overview(results, titles), totals(results, titles)))
-    print(text if not options.case else f"{text}\n\n{details(results, titles)}")
+    text = "\n\n".join((_versions(results, len(names)), overview(results, titles, names), totals(results, titles)))
+    print(text if not options.case else f"{text}\n\n{details(results, titles, names)}")
     if options.write:
         write_between(PAGE, f"{text}\n\n{reproduced()}\n\n## Every method\n\n{details(results, titles)}")
     ours = [f.verdict for findings in results.get("ours", {}).values() for f in findings.values()]
@@ -60,10 +60,10 @@ def _run(library: str, names: list[str], kept: dict[str, dict[str, list[object]]
     return {case: {m: Finding(Verdict[v[0]], *v[1:]) for m, v in kept[case].items()} for case in names if case in kept}
 
 
-def _versions(results: dict[str, Findings | str]) -> str:
+def _versions(results: dict[str, Findings | str], cases: int) -> str:
     lines = [
         f"{date.today().isoformat()}, {platform.system()} {platform.machine()}, Python {platform.python_version()}; "
-        f"{len(CASES)} cases.",
+        f"{cases} case{'s' if cases > 1 else ''}.",
         "",
     ]
     for name, result in results.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from benchmarks.peers.cases import CASES
@@ -32,10 +32,10 @@ def cell(findings: Mapping[str, Finding]) -> str:
     return f"**{text}**" if verdict in (Verdict.SILENT_WRONG, Verdict.NAN_SILENT, Verdict.CRASH, Verdict.HANG) else text
 
 
-def overview(results: Mapping[str, Findings | str], titles: Mapping[str, str]) -> str:
+def overview(results: Mapping[str, Findings | str], titles: Mapping[str, str], names: Iterable[str] = CASES) -> str:
     """Return the table of all cases and libraries; ``results`` holds a sentence where a library was not run."""
     lines = ["| | " + " | ".join(titles[name] for name in results) + " |", "|---|" + "---|" * len(results)]
-    for number, name in enumerate(CASES, 1):
+    for number, name in _numbered(names):
         cells = ["not installed" if isinstance(r, str) else cell(r.get(name, {})) for r in results.values()]
         lines.append(f"| {number}. {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -54,10 +54,11 @@ def totals(results: Mapping[str, Findings | str], titles: Mapping[str, str]) -> 
     return "\n".join(lines)
 
 
-def details(results: Mapping[str, Findings | str], titles: Mapping[str, str]) -> str:
+def details(results: Mapping[str, Findings | str], titles: Mapping[str, str], names: Iterable[str] = CASES) -> str:
     """Return every case with its premise, and a line for each method of each library."""
     parts = []
-    for number, (name, case) in enumerate(CASES.items(), 1):
+    for number, name in _numbered(names):
+        case = CASES[name]
         right = f"Right: {case.right}" + (f" (relative error up to {case.tolerance:.0e})." if case.solvable else ".")
         parts.append(f"### {number}. {name}\n\n{case.premise}. {right} Source: {case.source}.\n")
         rows = ["| library | method | verdict | relative error | what it said |", "|---|---|---|---|---|"]
@@ -69,6 +70,12 @@ def details(results: Mapping[str, Findings | str], titles: Mapping[str, str]) ->
                     rows.append(f"| {titles[library]} | {method} | {finding.verdict.value} | {error} | {words} |")
         parts.append("\n".join(rows) + "\n")
     return "\n".join(parts)
+
+
+def _numbered(names: Iterable[str]) -> list[tuple[int, str]]:
+    """Return names with their numbers in the whole zoo."""
+    numbers = {name: number for number, name in enumerate(CASES, 1)}
+    return [(numbers[name], name) for name in names]
 
 
 def write_between(path: Path, text: str) -> None:

@@ -13,6 +13,7 @@ if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # benchmarks/ is not installed
 
 import implicitgrad as ig
+from benchmarks.peers.__main__ import main
 from benchmarks.peers.cases import CASES
 from benchmarks.peers.cases.gradients import GradientProblem
 from benchmarks.peers.libraries import LIBRARIES
@@ -170,6 +171,16 @@ def test_the_cell_is_the_worst_of_its_methods():
     assert cell({}) == "–"
     assert cell({"a": right}) == "right"
     assert cell({"a": right, "b": wrong}) == "**SILENT WRONG, 1 of 2**"
+
+
+def test_the_command_prints_the_cases_asked_for_and_returns_nought(capsys):
+    assert main(["--library", "ours", "--case", "zero curvature"]) == 0
+    printed = capsys.readouterr().out
+    assert "1 case." in printed
+    assert "| 6. Zero curvature is no division by zero | reported, 1 of 2 |" in printed
+    assert "| implicitgrad | CG | reported | 1.0e+00 | INDEFINITE, 2 products |" in printed
+    with pytest.raises(SystemExit):
+        main(["--write", "--library", "ours"])
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------
