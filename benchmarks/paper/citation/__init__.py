@@ -64,14 +64,14 @@ def run(options: Options) -> None:
     graph = digits_graph() if options.quick else Graph.from_citation(load_citation("cora", options.data_dir), 64)
     S = normalized_adjacency(simple_matrix(graph.adjacency))
     trials = options.trials or (1 if options.quick else TRIALS)
-    epochs = 15 if options.quick else EPOCHS
+    epochs = 5 if options.quick else EPOCHS
     setting = Setting(steps=10, every=5) if options.quick else Setting()
     if "statistics" in parts:
         count_all(options, records)
     if "comparison" in parts:
         compare(graph, S, classifiers, range(trials), epochs, records)
     if "recurrent" in parts:
-        milestones = (10, 20) if options.quick else MILESTONES
+        milestones = (10,) if options.quick else MILESTONES
         run_all(graph, plan(methods, range(trials), milestones), setting, records, reverse)
     if "why" in parts:
         ask_all(graph, S, setting.steps, range(min(3, trials)), records)
