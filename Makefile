@@ -100,7 +100,7 @@ $(CORE_VENV)/.installed: pyproject.toml constraints.txt | $(CORE_VENV)/.pip
 	@touch $@
 
 $(PEERS_VENV)/.installed: pyproject.toml constraints.txt | $(PEERS_VENV)/.pip
-	@echo "Installing implicitgrad and the libraries it is compared with into $(PEERS_VENV) (once; about 2 GB with torch)"
+	@echo "Installing implicitgrad and the libraries it is compared with into $(PEERS_VENV) (once; 1.5 GB)"
 	@$(PEERS_VENV)/bin/python $(INSTALL) -e ".[peers]" --group test
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""What a root says of itself: solved is solved, forward and backward, away from zero; relative to norm(b) throughout."""
+"""What a root says of itself: solved is solved, forward and backward, far from zero; relative to norm(b)."""
 
 import warnings
 
