@@ -35,7 +35,7 @@ def rendered(page: str, results: Path = RESULTS) -> str:
 
 
 def provenance(records: Records) -> str:
-    """Return where, when and with what the records were made, and what it took, as a sentence."""
+    """Return when, on what and with what the records were made, as a sentence."""
     lines = records.lines()
     if not lines:
         return "Not run yet."
@@ -46,8 +46,7 @@ def provenance(records: Records) -> str:
         f"{name} {'/'.join(sorted({line['versions'][name] for line in lines if name in line['versions']}))}"
         for name in lines[0]["versions"]
     )
-    hours = sum(line["seconds"] for line in lines) / 3600
-    return f"{len(lines)} records, {when}, {hours:.1f} hours of work in all; {machines}; {versions}."
+    return f"{len(lines)} records, {when}; {machines}; {versions}."
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -40,5 +40,4 @@ def test_where_records_come_from_is_said(tmp_path):
     records.add({"seed": 0}, {}, seconds=3600)
     text = provenance(records)
     assert text.startswith("1 records, ")
-    assert "1.0 hours" in text
     assert "torch" in text
