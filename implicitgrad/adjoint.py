@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from implicitgrad.backends import Array, opened
-from implicitgrad.errors import ConvergenceWarning, NotConvergedError, SettingTypeError
+from implicitgrad.errors import ConvergenceWarning, MissingProductError, NotConvergedError, SettingTypeError
 from implicitgrad.operators import LinearOperator, identity_minus
 from implicitgrad.solvers.auto import Auto, fall_back
 from implicitgrad.solvers.base import Solver, check_system
@@ -158,11 +158,15 @@ def _solve(
     given, rhs, x0 = rhs, opened(rhs), opened(x0)  # a DTensor is solved on its shards, and x is one again
     check_system(name, operator, rhs, x0, square=False)
     solver = Auto() if solver is None else solver
-    if isinstance(on_failure, Solver):
-        solution = fall_back([solver, on_failure], operator, rhs, x0, stop=())
-        on_failure = "raise"
-    else:
-        solution = solver.solve(operator, rhs, x0)
+    try:
+        if isinstance(on_failure, Solver):
+            solution = fall_back([solver, on_failure], operator, rhs, x0, stop=())
+            on_failure = "raise"
+        else:
+            solution = solver.solve(operator, rhs, x0)
+    except MissingProductError as error:
+        error.nested = True  # for whoever has asked for this solve inside of a product
+        raise
     if rhs is not given:
         solution = replace(solution, x=solution.x.to_dtensor())
     report_failure(name, solution, on_failure, stacklevel=4)

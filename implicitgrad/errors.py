@@ -51,7 +51,7 @@ class OperatorError(ImplicitGradError, RuntimeError):
 class MissingProductError(OperatorError, NotImplementedError):
     """A method needs a product (``J v`` or ``J^T u``) that the operator was not given.
 
-    ``nested`` tells that a callable of the user's has raised it, in a solve of its own: another operator lacks it.
+    ``nested`` tells that it has left a whole solve: where that was made inside of a product, another operator lacks it.
     """
 
     nested = False

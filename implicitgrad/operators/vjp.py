@@ -118,11 +118,7 @@ class VJPOperator(LinearOperator):
         backend = backend_of(x)
         if not self._batched and x.ndim > 1:
             return self._looped(name, function, x, backend)
-        try:
-            y, intact = backend.call_foreign(function, x)
-        except MissingProductError as error:
-            error.nested = True
-            raise
+        y, intact = backend.call_foreign(function, x)
         if not (
             intact
             and y.__class__ is x.__class__

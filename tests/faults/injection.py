@@ -125,7 +125,7 @@ def spoiling(product, u, kept=[]):  # noqa: B006 - as above
 
 
 RAISED = [ValueError, ZeroDivisionError, MemoryError, StopIteration, KeyboardInterrupt, SystemExit, GeneratorExit]
-RAISED += [Foreign, ig.NotConvergedError, ig.MissingProductError, ig.ShapeError]
+RAISED += [Foreign, ig.NotConvergedError, ig.ShapeError]
 FAULTS = [
     Fault("returns None", lambda product, u: None, ig.BackendError),
     Fault("returns a list", lambda product, u: product(u).tolist(), ig.BackendError),

@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("optree")
 
-from interrupts import InterruptAt
+from interrupts import InterruptAt, spread
 from world import bits, undisturbed
 
 import implicitgrad as ig
@@ -97,7 +97,7 @@ def test_an_interrupt_at_any_line_of_a_pass_changes_nothing(name, cell, x):
     assert count.lines > 400
     before, after_a_pass = anatomy(cell), torch.get_rng_state()
     torch.manual_seed(3)
-    for number in np.linspace(1, count.lines, 40).astype(int):
+    for number in spread(count.lines, 40):
         with (
             undisturbed(x),
             at_most_drawn(after_a_pass),

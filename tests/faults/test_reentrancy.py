@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from interrupts import InterruptAt
+from interrupts import InterruptAt, spread
 from world import undisturbed
 
 import implicitgrad as ig
@@ -146,7 +146,7 @@ def test_an_interrupt_at_any_line_of_the_package_changes_nothing(row):
     with InterruptAt() as count:
         ig.adjoint_solve(J, G, solver=row.solver, x0=x0)
     assert count.lines > 100
-    for number in np.linspace(1, count.lines, 30).astype(int):
+    for number in spread(count.lines, 30):
         with undisturbed(G, x0, J), pytest.raises(KeyboardInterrupt) as caught, InterruptAt(number) as interrupt:
             ig.adjoint_solve(J, G, solver=row.solver, x0=x0)
         assert caught.value is interrupt.error
