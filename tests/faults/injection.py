@@ -131,7 +131,11 @@ FAULTS = [
     Fault("returns a list", lambda product, u: product(u).tolist(), ig.BackendError),
     Fault("returns a column", lambda product, u: product(u)[..., None], ig.ShapeError),
     Fault("returns an item less", lambda product, u: product(u)[..., 1:], ig.ShapeError),
-    Fault("returns another precision", lambda product, u: product(u).astype("longdouble"), ig.DtypeError),
+    Fault(
+        "returns another precision",
+        lambda product, u: product(u).astype(np.result_type(u, np.longdouble)),
+        ig.DtypeError,
+    ),
     Fault("returns integers", lambda product, u: product(u).real.astype(int), ig.DtypeError),
     Fault("writes into its argument", in_place, ig.OperatorError),
     *(Fault(f"raises {error.__name__}", raising(error), error) for error in RAISED),
