@@ -52,6 +52,7 @@ class Backend(ABC):
 
     name: str
     advice: str = "Convert it first, for example with numpy.asarray(x, dtype=float)."  # to whom is_array has said no
+    lends_copies: bool = True  # to foreign functions; False: what they write may go unseen, so a result is watched
 
     # -- what an array is ------------------------------------------------------------------------------------------
     @abstractmethod

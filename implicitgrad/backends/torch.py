@@ -24,6 +24,7 @@ class TorchBackend(Backend):
     """Arithmetic on ``torch.Tensor``, on any device."""
 
     name = "torch"
+    lends_copies = False
 
     def is_array(self, x: Any) -> bool:
         return isinstance(x, torch.Tensor)

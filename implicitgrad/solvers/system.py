@@ -20,6 +20,7 @@ import numpy as np
 
 from implicitgrad.backends import Array, backend_of
 from implicitgrad.backends.host import all_true, any_true, finite, ldexp, pick
+from implicitgrad.errors import OperatorError
 from implicitgrad.operators import LinearOperator
 from implicitgrad.operators.algebra import split_shift
 from implicitgrad.operators.precision import in_half_precision
@@ -139,9 +140,28 @@ class System:
         return self.operator.apply_adjoint(y)
 
     def residual(self, x: Array) -> Array:
-        """Return ``b - A x``, recomputed."""
+        """Return ``b - A x``, recomputed; raise where the operator has changed ``x``, whose residual it then is not."""
+        before = self._seen(x)
         product = self.matvec(x)  # first: a scaled b is in memory for the subtraction alone
+        for old, new in zip(before, self._seen(x), strict=True):
+            with np.errstate(invalid="ignore"):  # Inf less Inf is told elsewhere
+                moved = abs(new - old) > 64 * self.eps * old  # a reduction may round otherwise the second time
+            if any_true(moved):
+                raise OperatorError(
+                    "solve: the operator changed its input in place, behind torch's back (through .numpy() or .data), "
+                    "expected it to be left as it is. Write into a copy, and use x * 2 rather than x *= 2."
+                )
         return self.rhs - product
+
+    def _seen(self, x: Array) -> tuple[Any, ...]:
+        """Return numbers that tell whether ``x`` is what it was; none where the operator only gets a copy of it.
+
+        A check of every product would cost two reductions each; the one that a status is taken from has to be right.
+        """
+        if self.backend.lends_copies:
+            return ()
+        sizes = (self.backend.host_norm(x),)
+        return (*sizes, self.backend.host_norm(self.given - x)) if x.shape == self.given.shape else sizes
 
     def zero(self) -> Array:
         """Return ``x = 0``, of the length of the operator's domain."""

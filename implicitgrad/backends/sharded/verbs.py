@@ -30,6 +30,7 @@ class ShardedBackend(TorchBackend):
     """Arithmetic on ``Sharded``: torch's on the shards, and reductions over the ranks."""
 
     name = "sharded"
+    lends_copies = True  # no, but watching would cost reductions over the ranks, for a write that torch itself missed
     advice = (
         "Hand a DTensor to adjoint_solve, tangent_solve or solve, which open it, or wrap it: Sharded(x). Its own "
         "arithmetic answers .item() with a part of a sum."
