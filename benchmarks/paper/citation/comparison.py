@@ -75,17 +75,9 @@ def gcn(graph: Graph, S: torch.Tensor, split: Split, seed: int, epochs: int) -> 
     return _trained(network, graph, split, 4 * epochs, lr=0.01)
 
 
-def equilibrium(
-    graph: Graph,
-    S: torch.Tensor,
-    split: Split,
-    seed: int,
-    epochs: int,
-    weight: float = 0.0,
-    adjoint: ig.Solver | None = None,
-) -> dict[str, Any]:
-    """Train the equilibrium network; ``weight`` is that of the penalty on the norm of the Jacobian."""
-    return trained_equilibrium(graph, S, split, seed, epochs, weight, adjoint)[1]
+def equilibrium(graph: Graph, S: torch.Tensor, split: Split, seed: int, epochs: int) -> dict[str, Any]:
+    """Train the equilibrium network with a solved adjoint."""
+    return trained_equilibrium(graph, S, split, seed, epochs)[1]
 
 
 def trained_equilibrium(
@@ -97,7 +89,10 @@ def trained_equilibrium(
     weight: float = 0.0,
     adjoint: ig.Solver | None = None,
 ) -> tuple[EquilibriumNetwork, dict[str, Any]]:
-    """Return the network of the last epoch, and the record; it counts the solves of the loss, not of the penalty."""
+    """Return the network of the last epoch, and the record; it counts the solves of the loss, not of the penalty.
+
+    ``weight`` is that of the penalty on the norm of the Jacobian.
+    """
     torch.manual_seed(seed)
     network = EquilibriumNetwork(S, graph.features.shape[1], SIZE, graph.num_classes, adjoint=adjoint)
     solves = {"forward": Counter(), "backward": Counter(), "calls": 0, "products": 0}
@@ -121,12 +116,12 @@ def trained_equilibrium(
 
 def regularized(graph: Graph, S: torch.Tensor, split: Split, seed: int, epochs: int) -> dict[str, Any]:
     """Train the equilibrium network with the penalty."""
-    return equilibrium(graph, S, split, seed, epochs, WEIGHT)
+    return trained_equilibrium(graph, S, split, seed, epochs, WEIGHT)[1]
 
 
 def truncated(graph: Graph, S: torch.Tensor, split: Split, seed: int, epochs: int) -> dict[str, Any]:
     """Train the equilibrium network with the gradient of the paper's best method."""
-    return equilibrium(graph, S, split, seed, epochs, adjoint=ig.Neumann(max_iters=5, rtol=0.0))
+    return trained_equilibrium(graph, S, split, seed, epochs, adjoint=ig.Neumann(max_iters=5, rtol=0.0))[1]
 
 
 def _nothing() -> None:

@@ -178,7 +178,8 @@ def artbp(
         distribution = _NAMED[distribution]
     elif not isinstance(distribution, Truncation):
         raise SettingTypeError(
-            f"artbp: got a distribution of type {type(distribution).__qualname__}, expected a name or a Truncation."
+            f"artbp: got distribution={distribution!r}, expected one of {sorted(_NAMED)} or a Truncation such as "
+            "PoissonTruncation(rate=10)."
         )
     kept = distribution.sample(steps, generator)
     z = updated_without_history("artbp", f, z0, args, steps - kept)
