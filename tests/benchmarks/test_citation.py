@@ -349,6 +349,18 @@ def test_table_a3_compares_where_every_method_has_three_runs(graph, tmp_path):
     assert f"{np.mean(accuracies) - 39.96:+.1f} +- " in baseline
 
 
+def test_a_row_of_ours_that_has_not_come_as_far_says_so_and_does_not_hold_the_papers_back(graph, tmp_path):
+    records = Records(tmp_path / "runs.jsonl")
+    run_all(graph, plan(["baseline", "gmres"], range(3), (2,)), SETTING, records)
+    run_all(graph, plan(["baseline"], range(3), (4,)) + plan(["gmres"], range(2), (4,)), SETTING, records)
+    table = tables.recurrent(records)
+    assert "ours, 4 epochs (runs)" in table
+    (gmres,) = (line for line in table.splitlines() if line.startswith("GMRES"))
+    assert "(3) after 2 " in gmres
+    assert " 4: " in gmres
+    assert gmres.index(" 4: ") < gmres.index("(2)")
+
+
 def test_a_quick_run_prints_all_tables_from_nothing(tmp_path, capsys):
     """The digits stand in for the data: no file, no network."""
     assert main(["citation", "--quick", "--out", str(tmp_path)]) == 0

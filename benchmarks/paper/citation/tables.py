@@ -40,18 +40,20 @@ def statistics(records: Records, markdown: bool = False) -> str:
 
 
 def recurrent(records: Records, markdown: bool = False) -> str:
-    """Return Table A3: the accuracy after as many epochs as three runs of every method have made, and what is further.
+    """Return Table A3: the accuracy after as many epochs as three runs of the paper's methods have made, and beyond.
 
-    Graphs of other names than the first one's are left out.
+    A row that has not come as far says where it stands. Graphs of other names than the first one's are left out.
     """
     runs = _by_method(records)
     common = _common_epochs(runs)
     rows = []
     for name, method in METHODS.items():
         lengths = runs.get(name, {})
-        if common not in lengths:
+        reached = [e for e in lengths if e <= common]
+        if not reached:
             continue
-        results = lengths[common]
+        epochs = max(reached, key=lambda e: (len(lengths[e]) >= ENOUGH, e))
+        results = lengths[epochs]
         accuracies = [r["validation"] for r in results]
         ours = mean_and_deviation(accuracies)
         last = max(lengths)
@@ -59,10 +61,10 @@ def recurrent(records: Records, markdown: bool = False) -> str:
             [
                 method.label,
                 "-" if method.paper is None else f"{method.paper[0]:.2f} +- {method.paper[1]:.1f}",
-                f"{_spread(accuracies)} ({len(results)})",
+                f"{_spread(accuracies)} ({len(results)})" + ("" if epochs == common else f" after {epochs}"),
                 _gap(ours, len(results), method.paper),
                 _spread([r["test"] for r in results]),
-                "; ".join(_further(lengths[e], e) for e in sorted(lengths) if e > common) or "-",
+                "; ".join(_further(lengths[e], e) for e in sorted(lengths) if e > epochs) or "-",
                 _largest_and_least(results),
                 _fixed_points(results),
                 _statuses(Counter(), *(r["backward"] for r in lengths[last])),
@@ -141,9 +143,10 @@ def _by_method(records: Records) -> dict[str, dict[int, list[dict[str, Any]]]]:
 
 
 def _common_epochs(runs: dict[str, dict[int, list[dict[str, Any]]]]) -> int:
-    """Return the largest number of epochs with enough runs of every method; failing that, with the most rows."""
+    """Return the largest number of epochs with enough runs of the paper's methods; failing that, with the most rows."""
     lengths = sorted({epochs for of_method in runs.values() for epochs in of_method})
-    enough = [e for e in lengths if all(len(of_method.get(e, ())) >= ENOUGH for of_method in runs.values())]
+    papers = [of_method for name, of_method in runs.items() if METHODS[name].paper is not None]
+    enough = [e for e in lengths if all(len(of_method.get(e, ())) >= ENOUGH for of_method in papers)]
     if enough:
         return enough[-1]
     return max(lengths, key=lambda e: (sum(len(of_method.get(e, ())) for of_method in runs.values()), e), default=0)
