@@ -359,6 +359,7 @@ def test_a_row_of_ours_that_has_not_come_as_far_says_so_and_does_not_hold_the_pa
     assert "(3) after 2 " in gmres
     assert " 4: " in gmres
     assert gmres.index(" 4: ") < gmres.index("(2)")
+    assert gmres.split()[-2:] == ["6", "MAX_ITERS"]  # three runs of two solves, like the other columns
 
 
 def test_a_quick_run_prints_all_tables_from_nothing(tmp_path, capsys):

@@ -56,7 +56,6 @@ def recurrent(records: Records, markdown: bool = False) -> str:
         results = lengths[epochs]
         accuracies = [r["validation"] for r in results]
         ours = mean_and_deviation(accuracies)
-        last = max(lengths)
         rows.append(
             [
                 method.label,
@@ -67,7 +66,7 @@ def recurrent(records: Records, markdown: bool = False) -> str:
                 "; ".join(_further(lengths[e], e) for e in sorted(lengths) if e > epochs) or "-",
                 _largest_and_least(results),
                 _fixed_points(results),
-                _statuses(Counter(), *(r["backward"] for r in lengths[last])),
+                _statuses(Counter(), *(r["backward"] for r in results)),
             ]
         )
     header = [
