@@ -1,6 +1,7 @@
 """Thousands of solves leave nothing behind, the collector off: no object of Python, and no bytes of an array."""
 
 import gc
+import itertools
 import tracemalloc
 
 import numpy as np
@@ -32,37 +33,40 @@ def traced():
     return tracemalloc.get_traced_memory()[0]
 
 
-def least_growth(one, measure, rounds, times):
-    """Return by how much a measure has grown in the best of some rounds of that many calls.
+def stands_still(one, measure, rounds, times, allowed):
+    """Say whether a measure grows by no more than what is allowed in one of so many rounds of calls.
 
-    What leaks leaks in every round; a cache fills up in the first ones, and then no more.
+    What leaks leaks in every round. A cache fills up in the first ones; and what was there before tracing began is
+    replaced by what is traced, a little in each round and each time less.
     """
-    growth, before = [], measure()
+    before = measure()
     for _ in range(rounds):
         for _ in range(times):
             one()
         after = measure()
-        growth.append(after - before)
+        if after - before <= allowed:
+            return True
         before = after
-    return min(growth)
+    return False
 
 
 def leave_nothing(one, times):
-    """Assert that ten rounds of ``times`` calls leave no object, and five more, of twenty, not 64 bytes a call.
+    """Assert that ``times`` calls leave no object, and fifty more not 32 bytes a call: the least of some rounds.
 
-    NumPy's arrays are no objects to the collector; the least of them, header and data, has 120 bytes.
+    NumPy's arrays are no objects to the collector; the least of them, header and data, has 120 bytes, and half as
+    much a call if every other call leaves one.
     """
-    assert least_growth(one, objects, 10, times) <= 0
+    assert stands_still(one, objects, 10, times, 0)
     tracemalloc.start()
     try:
-        assert least_growth(one, traced, 5, 20) <= 20 * 64
+        assert stands_still(one, traced, 20, 50, 50 * 32)
     finally:
         tracemalloc.stop()
 
 
 @pytest.mark.fault(86)
 def test_a_thousand_solves_leave_nothing_behind(row, uncollected):
-    """Eleven solvers, 11,000 solves; half of them end as they should, half at a cap, with a history and a message."""
+    """Eleven solvers; half of the solves end as they should, half at a cap, with a history and a message."""
     operator = ig.DenseOperator(PROBLEM.matrix, symmetric=True)
     capped = row.set(max_iters=2) if row.has_budget else row.set(rtol=1e-300)
     turn = 0
@@ -74,7 +78,7 @@ def test_a_thousand_solves_leave_nothing_behind(row, uncollected):
         return ig.adjoint_solve(operator, PROBLEM.rhs, solver=solver, on_failure="return").status
 
     assert one() is ig.Status.CONVERGED
-    leave_nothing(one, 100)
+    leave_nothing(one, 1000)
 
 
 @pytest.mark.fault(57, 86)
@@ -95,18 +99,22 @@ def test_solves_that_raise_leave_nothing_behind(row, uncollected):
                 continue
             raise AssertionError("nothing was raised")
 
-    leave_nothing(one, 15)
+    leave_nothing(one, 150)
 
 
 @pytest.mark.fault(86)
 def test_the_count_sees_a_cycle_and_an_array(uncollected):
-    """The other side: a reference cycle a call, or a small array kept, is found."""
+    """The other side: a reference cycle a call, or a small array kept by every other call, is found."""
 
     def cycle():
         loop = []
         loop.append(loop)
 
-    kept = []
-    for leak in (cycle, lambda: kept.append(np.zeros(3))):
+    kept, turns = [], itertools.count()
+
+    def every_other():
+        kept.append(np.zeros(3) if next(turns) % 2 else None)
+
+    for leak in (cycle, every_other):
         with pytest.raises(AssertionError):
             leave_nothing(leak, 40)
