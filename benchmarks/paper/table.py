@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["difference", "format_table", "mean_and_deviation", "proportion_interval"]
+__all__ = ["difference", "format_table", "mean_and_deviation", "pooled_deviation", "proportion_interval"]
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
@@ -38,6 +38,17 @@ def difference(
 ) -> tuple[float, float]:
     """Return ours minus the paper's mean, and the standard error of that difference (Welch 1947)."""
     return ours_mean - paper_mean, math.sqrt(ours_sd**2 / ours_n + paper_sd**2 / paper_n)
+
+
+def pooled_deviation(one_sd: float, one_n: int, other_sd: float, other_n: int) -> float:
+    """Return the deviation that two samples have in common, each weighed by its degrees of freedom (Student 1908).
+
+    Three runs that fall close together by chance do not know their own deviation, and Welch's error would take it for
+    small. A sample of one has no deviation (NaN) and no weight.
+    """
+    squares = ((n - 1, (n - 1) * sd**2) for sd, n in ((one_sd, one_n), (other_sd, other_n)) if n > 1)
+    freedom, total = map(math.fsum, zip(*squares, strict=True))
+    return math.sqrt(total / freedom)
 
 
 def format_table(rows: Sequence[Sequence[str]], header: Sequence[str], markdown: bool = False) -> str:

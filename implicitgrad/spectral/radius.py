@@ -14,6 +14,7 @@ from implicitgrad.backends import Array
 from implicitgrad.errors import ShapeError
 from implicitgrad.operators import LinearOperator
 from implicitgrad.spectral.arnoldi import Arnoldi
+from implicitgrad.spectral.criterion import scaled
 from implicitgrad.spectral.report import report
 from implicitgrad.spectral.result import SpectralResult, deliver
 from implicitgrad.spectral.search import Search
@@ -113,8 +114,7 @@ def spectral_radius(
         _, _, search.value, search.residual = recompute(search.vector, search.left)
     result = report(search, known_upper, None)
     rounding = search.rounding
-    with np.errstate(invalid="ignore"):
-        error = np.where(search.residual > 0, search.sensitivity * search.residual, 0.0) + rounding
+    error = scaled(search.sensitivity, search.residual) + rounding
     rigorous = np.fmax(search.value - rounding, 0.0) if J.symmetric else np.zeros(space.systems)
     result = replace(
         result,

@@ -15,6 +15,7 @@ import numpy as np
 
 from implicitgrad.backends import Array
 from implicitgrad.spectral.certify import LogProduct, random_start_shift
+from implicitgrad.spectral.criterion import Criterion, scaled
 from implicitgrad.spectral.ritz import Ritz
 from implicitgrad.spectral.settings import Settings
 from implicitgrad.spectral.space import Host, Space
@@ -83,7 +84,7 @@ class Search:
         systems = space.systems
         self.singular = settings.singular
         self.size = min(space.operator.shape)
-        self.rtol = settings.tolerance(space.eps)
+        self.criterion = Criterion.of(settings, space.eps)
         self.max_iters = settings.steps(self.size)
         self.memory = settings.vectors(self.size, max(space.operator.shape), space, most)
         self.status = np.full(systems, None, dtype=object)
@@ -121,7 +122,7 @@ class Search:
             self._cycle(process, random)
             self._recompute(pending, recompute)
             claimed = pending & (self.reason == _CLAIM)
-            error = _scaled(self.found_sensitivity, self.found_residual)
+            error = scaled(self.found_sensitivity, self.found_residual)
             true = claimed & self.satisfied(self.found_value, error, self.found_distance, self.found_gap)
             blind = claimed & (not random) & self.suspicious & (self.iters < self.max_iters)
             again = claimed & ~true & granted & (self.iters < self.max_iters)
@@ -169,7 +170,7 @@ class Search:
             residual, distance = ritz.residual(rest, process.directed), ritz.distance(rest, process.directed)
             value, gap = ritz.values[:, 0], np.abs(ritz.neighbour - ritz.values[:, 0])
             ended = process.broken | exhausted
-            error = _scaled(ritz.sensitivity, residual)
+            error = scaled(ritz.sensitivity, residual)
             short = self.shortfall(value, error, distance, gap)
             done = self.live & (ended | (short <= 1.0))
             leaving = done | (self.live & last)
@@ -212,25 +213,8 @@ class Search:
         return int(min(patience, max(1.0, 0.7 * left.min()))) if left.size else patience
 
     def shortfall(self, value: Host, residual: Host, distance: Host, gap: Host) -> Host:
-        """Return by which factor the residual has still to fall; at most one where the bound is met.
-
-        The bound is ``r <= rtol |value|``, or by the gap, or the rounding of a product; and what the vectors ask for.
-        """
-        settings = self.settings
-        bound = np.fmax(self.rtol * np.abs(value), self.rounding)
-        with np.errstate(all="ignore"):
-            short = np.where(residual <= bound, 0.0, residual / bound)
-            if settings.criterion == "gap":
-                # For singular values the relative error is r^2 / (2 D), also where the value is all rounding.
-                by_gap = residual / np.sqrt(distance * (2 * self.rtol if self.singular else bound))
-                # A gap is believed once the value has some digits; in noise any two values are far apart.
-                some = np.fmax(np.sqrt(self.rtol) * np.abs(value), self.rounding)
-                short = np.fmin(short, np.fmax(by_gap, residual / some))
-            if settings.vector_tol is not None:
-                wide = gap * (2 * value + gap) if self.singular else gap  # the gap of the squares
-                angle = residual * (value + gap if self.singular else 1.0) / wide
-                short = np.fmax(short, np.where(gap > 0, angle / settings.vector_tol, 0.0))
-        return np.where(np.isfinite(residual), short, np.inf)
+        """Return by which factor the residual has still to fall; at most one where the bound is met."""
+        return self.criterion.shortfall(value, residual, distance, gap, self.rounding)
 
     def satisfied(self, value: Host, residual: Host, distance: Host, gap: Host) -> Host:
         """Return where the bound is met."""
@@ -305,9 +289,3 @@ class Search:
         # A cycle that did not converge says so, whichever pair is kept; a first one that did stays what it was only
         # where the second agrees.
         self.status[pending] = status[pending]
-
-
-def _scaled(sensitivity: Host, residual: Host) -> Host:
-    """Return ``sensitivity * residual``, zero where the residual is, whatever the other."""
-    with np.errstate(invalid="ignore"):
-        return np.where(residual == 0, 0.0, sensitivity * residual)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks.paper.options import parse
 from benchmarks.paper.records import Records
-from benchmarks.paper.table import difference, format_table, mean_and_deviation, proportion_interval
+from benchmarks.paper.table import difference, format_table, mean_and_deviation, pooled_deviation, proportion_interval
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -123,6 +123,16 @@ def test_counts_that_cannot_be_are_refused(successes, trials):
 
 def test_a_difference_carries_both_errors():
     assert difference(5.0, 3.0, 9, 4.0, 2.0, 1) == (1.0, pytest.approx(math.sqrt(1 + 4)))
+
+
+@given(data=st.data())
+def test_the_pooled_deviation_is_that_of_the_residuals_of_both_samples(data):
+    values = st.lists(st.floats(-100, 100), min_size=1, max_size=6)
+    samples = data.draw(st.tuples(values, values).filter(lambda pair: len(pair[0]) + len(pair[1]) > 2))
+    squares = math.fsum((v - math.fsum(s) / len(s)) ** 2 for s in samples for v in s)
+    (_, one), (_, other) = map(mean_and_deviation, samples)
+    pooled = pooled_deviation(one, len(samples[0]), other, len(samples[1]))
+    assert pooled == pytest.approx(math.sqrt(squares / (len(samples[0]) + len(samples[1]) - 2)), rel=1e-9, abs=1e-12)
 
 
 def test_tables_align_and_refuse_ragged_rows():

@@ -40,8 +40,8 @@ NETWORKS = ("cora", "citeseer", "pubmed")
 NOTES = {
     "statistics": "Table A2. The paper's edges are the links as listed; 'edges' counts each pair of nodes once.",
     "recurrent": "Table A3. Mean +- standard deviation of the best validation accuracy of a run, in per cent; the "
-    "difference +- its standard error. Last update: norm(F(h) - h) / norm(F(h)) after the last step, over all looks; "
-    "fixed points: looks at which it was below 1e-5.",
+    "difference +- its standard error, from both deviations pooled. Last update: norm(F(h) - h) / norm(F(h)) after the "
+    "last step, over all looks; fixed points: looks at which it was below 1e-5.",
     "comparison": "The same splits, in per cent. Differences are paired, +- their standard error, and in how many "
     "splits the row is ahead.",
     "diagnoses": "What igt.diagnose says of three of these networks, and of the trained equilibrium network.",

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.paper.records import Records
-from benchmarks.paper.table import difference, format_table, mean_and_deviation
+from benchmarks.paper.table import difference, format_table, mean_and_deviation, pooled_deviation
 
 from .methods import METHODS
 from .statistics import PAPER
 
 __all__ = ["comparison", "diagnoses", "recurrent", "statistics", "why"]
 
+RUNS_OF_THE_PAPER = 10
 ENOUGH = 3  # runs, to speak of a mean and a deviation
 LABELS = {
     "logistic": "logistic regression, PCA features",
@@ -161,10 +162,13 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _gap(ours: tuple[float, float], runs: int, paper: tuple[float, float] | None) -> str:
+    """Return ours minus the paper's mean, and its standard error, from the deviation of all these runs together."""
     if paper is None:
         return "-"
-    gap, error = difference(*ours, runs, *paper, 10)
-    return f"{gap:+.1f}" if math.isnan(error) else f"{gap:+.1f} +- {error:.1f}"
+    (mean, deviation), (paper_mean, paper_deviation) = ours, paper
+    deviation = pooled_deviation(deviation, runs, paper_deviation, RUNS_OF_THE_PAPER)
+    gap, error = difference(mean, deviation, runs, paper_mean, deviation, RUNS_OF_THE_PAPER)
+    return f"{gap:+.1f} +- {error:.1f}"
 
 
 def _paired(differences: Sequence[float]) -> str:
