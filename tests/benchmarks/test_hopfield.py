@@ -289,6 +289,33 @@ def test_the_table_sets_our_share_beside_the_paper_s(tmp_path):
     assert markdown.splitlines()[2].startswith("| RBP")
 
 
+def test_the_curves_end_at_their_names_and_a_lost_trial_ends_where_its_numbers_do(tmp_path, monkeypatch):
+    """What is drawn, read back from the axes: red where it failed, every name at a height of its own."""
+    figure = pytest.importorskip("matplotlib.figure")
+    from benchmarks.paper.hopfield import curves
+
+    drawn = []
+    monkeypatch.setattr(curves, "Figure", lambda **kw: drawn.append(figure.Figure(**kw)) or drawn[-1])
+    good = {"untrained": 0.2, "first": 1.0, "final": 0.3, "curve": [[0, 1.0], [9, 0.3]]}
+    lost = {"untrained": 0.2, "first": 1.0, "final": None, "curve": [[0, 1.0], [4, 7.0], [9, None]]}
+    path = tmp_path / "losses.png"
+    curves.draw_curves(path, {("GMRES", 10): [good], ("Neumann-RBP", 10): [good], ("RBP", 10): [lost]}, "toy")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    (axes,) = drawn[0].axes
+    lines = {tuple(line.get_xdata()): line.get_color() for line in axes.lines if len(line.get_xdata()) == 2}
+    assert lines[0, 9] == curves.INK
+    assert lines[0, 4] == curves.ALARM
+    bounds = [line.get_ydata()[0] for line in axes.lines[-2:]]
+    assert bounds == pytest.approx([0.5, 0.1])  # half of either initial loss
+    names = {text.get_text(): text.get_position()[1] for text in axes.texts if "K = 10" in text.get_text()}
+    heights = sorted(names.values())
+    assert len(heights) == 3
+    assert np.diff(heights).min() >= 0.99 * curves._APART
+    to_axes = axes.transData + axes.transAxes.inverted()
+    assert heights[0] == pytest.approx(to_axes.transform((0, 0.3))[1])
+    assert names["RBP, K = 10"] == pytest.approx(to_axes.transform((0, 7.0))[1])
+
+
 def test_quick_runs_from_end_to_end(tmp_path, capsys):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
@@ -297,6 +324,7 @@ def test_quick_runs_from_end_to_end(tmp_path, capsys):
     assert main(["hopfield", "--quick", "--epochs", "2", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in METHODS)
+    assert (tmp_path / "quick-hopfield-loss.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "quick-hopfield.png").read_bytes().startswith(b"\x89PNG")
     methods = {line["key"]["method"] for line in Records(tmp_path / "quick-hopfield.jsonl").lines()}
     assert methods == {BPTT, *METHODS}

@@ -14,9 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-__all__ = ["Row", "draw"]
+__all__ = ["ALARM", "INK", "LINE", "QUIET", "Row", "draw"]
 
-_INK, _QUIET, _LINE, _ALARM = "#1f2933", "#7b8794", "#cbd2d9", "#b83227"
+INK, QUIET, LINE, ALARM = "#1f2933", "#7b8794", "#cbd2d9", "#b83227"
 # Colours of a pixel, by what it should be and what it is: off as it should, on in error, off in error, on as it should.
 _PALETTE = np.array([[255, 255, 255], [224, 122, 95], [247, 214, 208], [31, 41, 51]], dtype=np.uint8)
 _GAP, _BREAK = 0.12, 0.34  # in units of an image's side: the space between two, the one below the input
@@ -42,9 +42,9 @@ def draw(path: Path, truth: np.ndarray, rows: Sequence[Row], subtitle: str) -> N
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), aspect="equal")
     axes.set_axis_off()
     axes.text(
-        0.35, 0.4, "What each gradient taught the network to retrieve", size=13, weight="bold", color=_INK, va="center"
+        0.35, 0.4, "What each gradient taught the network to retrieve", size=13, weight="bold", color=INK, va="center"
     )
-    axes.text(0.35, 0.72, subtitle, size=8.5, color=_QUIET, va="top", linespacing=1.5)
+    axes.text(0.35, 0.72, subtitle, size=8.5, color=QUIET, va="top", linespacing=1.5)
     top = _TOP
     for index, row in enumerate(rows):
         _draw_row(axes, f"({chr(ord('a') + index)})  {row.label}", row, truth, top, apart=index == 0)
@@ -56,14 +56,14 @@ def draw(path: Path, truth: np.ndarray, rows: Sequence[Row], subtitle: str) -> N
 
 def _draw_row(axes, label: str, row: Row, truth: np.ndarray, top: float, apart: bool) -> None:
     middle, left = top + 0.5, _LEFT
-    colour = _ALARM if row.failed else _INK
+    colour = ALARM if row.failed else INK
     axes.text(0.35, middle, label, size=9.5, color=colour, va="center", weight="bold" if apart else "normal")
     for image, true in zip(row.images, truth, strict=True):
         box = (left, left + 1, top + 1, top)
         axes.imshow(_PALETTE[2 * true.astype(int) + image.astype(int)], extent=box, interpolation="nearest")
-        axes.add_patch(Rectangle((left, top), 1, 1, fill=False, linewidth=0.6, edgecolor=_LINE))
+        axes.add_patch(Rectangle((left, top), 1, 1, fill=False, linewidth=0.6, edgecolor=LINE))
         left += 1 + _GAP
     wrong = float((row.images != truth).mean())
     axes.text(
-        left - _GAP + 0.2, middle, f"{wrong:.1%} wrong", size=8.5, color=colour if row.failed else _QUIET, va="center"
+        left - _GAP + 0.2, middle, f"{wrong:.1%} wrong", size=8.5, color=colour if row.failed else QUIET, va="center"
     )

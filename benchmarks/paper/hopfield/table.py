@@ -14,7 +14,7 @@ from .cells import key_of, succeeded
 from .methods import BPTT, PAPER
 from .settings import Plan
 
-__all__ = ["HEADER", "NOTES", "rows", "strict_successes", "table"]
+__all__ = ["HEADER", "NOTES", "cells_on_record", "rows", "strict_successes", "table"]
 
 HEADER = (
     "method",
@@ -50,16 +50,16 @@ def table(plan: Plan, records: Records, markdown: bool = False) -> str:
 
 def rows(plan: Plan, records: Records) -> list[list[str]]:
     """Return one row a cell that has trials on record."""
-    return [_row(*cell, results) for cell, results in _cells(plan, records).items()]
+    return [_row(*cell, results) for cell, results in cells_on_record(plan, records).items()]
 
 
 def strict_successes(plan: Plan, records: Records) -> tuple[int, int]:
     """Return how many trials came below half of the loss before any step, "initial" read otherwise; and of how many."""
-    results = [result for cell in _cells(plan, records).values() for result in cell]
+    results = [result for cell in cells_on_record(plan, records).values() for result in cell]
     return sum(succeeded(result, "untrained") for result in results), len(results)
 
 
-def _cells(plan: Plan, records: Records) -> dict[tuple[str, int], list[dict[str, Any]]]:
+def cells_on_record(plan: Plan, records: Records) -> dict[tuple[str, int], list[dict[str, Any]]]:
     """Return the results on record of each cell (method, truncation); of a trial that stands there twice, the last."""
     found = {}
     for method in (method for method in plan.methods if method != BPTT):
