@@ -35,12 +35,13 @@ class Status(Enum):
     MAX_ITERS = "max_iters was reached before the bound: raise max_iters, loosen rtol, or choose another solver."
     STAGNATED = (
         "The residual stopped falling above the bound. At the floor of the float format nothing more can be had: "
-        "loosen rtol or use a wider dtype. Above it, use another solver or a longer restart."
+        "loosen rtol or use a wider dtype. Above it, use another solver (GMRES: a longer restart), or ask whether what "
+        "is looked for is there: a root, a minimum without a kink."
     )
     DIVERGED = (
         "The iterates grow without bound, as those of Neumann, Richardson and Picard do where the spectral radius of "
         "the map is at least one: use GMRES for a linear system, Anderson, Broyden or NewtonKrylov for a map, or damp "
-        "it."
+        "it. Those of argmin do where the loss has no minimum."
     )
     BREAKDOWN = (
         "The method's recurrence broke down, by a division by nearly zero or by drift from the truth, and a fresh "
@@ -70,7 +71,7 @@ class Status(Enum):
     NONFINITE_OPERATOR = "A product of the operator held NaN or Inf: look at the map and its derivative at this point."
     FORWARD_NOT_CONVERGED = (
         "The forward solve did not reach a fixed point, so the implicit gradient belongs to another point: "
-        "raise the forward solver's max_iters, or make the map contract."
+        "give the forward pass more iterations, or make the map contract."
     )
 
     @property

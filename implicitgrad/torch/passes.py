@@ -131,12 +131,8 @@ class Pass:
             solution = equation.found.pop()
             if torch.is_grad_enabled() and not is_transformed() and not z.requires_grad:
                 function.refuse_late_captures(solution.x)  # a backward pass, which would have seen them, will not come
-        if not function.is_linked and not _is_one_step(self.adjoint.solver) and _has_moved(solution):
-            raise SettingError(
-                f"{function.name}: got an f whose value changes with its state, but whose graph does not lead back to "
-                "it (detach, no_grad, NumPy inside of f), expected a differentiable one: its Jacobian would be taken "
-                "for zero, which is the gradient of one step. Ask for that with adjoint='jfb', or take the detach out."
-            )
+        if not function.is_linked and not _is_one_step(self.adjoint.solver):
+            self._refuse_a_broken_graph(solution.x)
         if report is not None:
             report.forward, report.backward = solution, None
             report.trajectory = [layout.stacked(point).unravel(point) for point in solution.trajectory]
@@ -144,6 +140,19 @@ class Pass:
         report_failure(f"{function.name}, forward", solution, policy, level_of_caller())
         function.settle(z)
         return layout.unravel(z)
+
+    def _refuse_a_broken_graph(self, z: torch.Tensor) -> None:
+        """Raise where the value at ``z`` changes with the state, whose Jacobian autograd takes for zero."""
+        function = self.function
+        if function.changes_with_state(z):
+            remedy = "Take the detach out."
+            if self.adjoint.shifted:
+                remedy = "That is the gradient of one step: ask for it with adjoint='jfb', or take the detach out."
+            raise SettingError(
+                f"{function.name}: got a function whose value changes with its state, but whose graph does not lead "
+                "back to it (detach, no_grad, NumPy inside), expected a differentiable one: its Jacobian would be "
+                f"taken for zero. {remedy}"
+            )
 
     def _together(self, solve: Callable[..., Solution], start: torch.Tensor) -> Solution:
         """Solve for a map that communicates: a rank that is done lends its calls to those that are not."""
@@ -153,7 +162,12 @@ class Pass:
 
 
 def measured(
-    function: FlatMap, merit: FlatMap | None, z: torch.Tensor, first: torch.Tensor | None, trajectory: bool
+    function: FlatMap,
+    merit: FlatMap | None,
+    z: torch.Tensor,
+    first: torch.Tensor | None,
+    trajectory: bool,
+    origin: str = "the given point",
 ) -> Solution:
     """Say how far a point that was found elsewhere is from being fixed: a search that takes no step."""
     image = function(z) if first is None else first
@@ -173,7 +187,7 @@ def measured(
         num_iters=0 if single else np.zeros(status.shape, dtype=int),
         num_matvecs=0 if first is not None else 1,
         num_rmatvecs=0,
-        solver="the given point",
+        solver=origin,
         trajectory=(z,) if trajectory else (),
     )
 
@@ -186,12 +200,6 @@ def _with_tolerance(solver: Any, rtol: float) -> Any:
 
 def _is_one_step(solver: Solver | None) -> bool:
     return isinstance(solver, Neumann) and solver.max_iters == 0
-
-
-def _has_moved(solution: Solution) -> bool:
-    """Return whether the map, which is no constant then, has left a residual at its own first answer."""
-    history = np.asarray(solution.history, dtype=float)
-    return len(history) > 1 and bool((np.nan_to_num(history[1]) > 0).any())
 
 
 def _refuse_tracing(name: str) -> None:

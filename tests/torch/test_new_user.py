@@ -31,6 +31,70 @@ def test_a_map_without_a_graph_to_its_state_is_refused(f):
     torch.testing.assert_close(torch.autograd.grad(constant.sum(), x)[0], torch.full((3,), 2.0))
 
 
+@pytest.mark.parametrize("start", [2.0, 2.0 + 1e-12])
+def test_a_broken_graph_is_found_where_the_search_has_nowhere_to_go(start):
+    """At a warm start no step is taken, so no step could show that the value changes: 2.0 for 4.0, CONVERGED."""
+    w = torch.tensor(0.5, dtype=DOUBLE, requires_grad=True)
+    f = lambda z: w * z.detach() + 1
+    z0 = torch.full((1,), start, dtype=DOUBLE)
+    for found in (
+        lambda: igt.fixed_point(f, z0),
+        lambda: igt.implicit_gradient(f, z0),
+        lambda: igt.rbp(f, 0 * z0, steps=100, truncate=50),
+    ):
+        with pytest.raises(ig.SettingError, match="does not lead back to it"):
+            found()
+    for other in (lambda: igt.root(lambda z: w * z.detach() - 1, z0), lambda: igt.argmin(lambda z: z.detach() @ z, z0)):
+        with pytest.raises(ig.SettingError, match=r"does not lead back to it.*taken for zero\. Take the detach out"):
+            other()
+
+
+def test_what_is_constant_around_the_solution_has_a_derivative_of_zero_and_is_not_refused():
+    """A mask of the state, as of an active set, is written without a graph and changes nowhere near."""
+    x = torch.tensor([0.3, -0.2, 0.5], dtype=DOUBLE, requires_grad=True)
+    z = igt.fixed_point(lambda z: x * (z > 0), torch.ones(3, dtype=DOUBLE), on_failure="raise")
+    torch.testing.assert_close(torch.autograd.grad(z.sum(), x)[0], torch.tensor([1.0, 0.0, 1.0], dtype=DOUBLE))
+
+
+def test_a_loss_without_a_minimum_is_said_to_have_none():
+    """A linear one was told to take the detach out that it had not; a concave one ran to 6e29 and was to go on."""
+    a = torch.tensor(2.0, dtype=DOUBLE, requires_grad=True)
+    report = igt.Report()
+    igt.argmin(lambda w: (a * w).sum(), torch.zeros(3, dtype=DOUBLE), on_failure="return", report=report)
+    assert report.forward.status is ig.Status.MAX_ITERS
+    igt.argmin(lambda w: a * w.sum() - w @ w, torch.zeros(3, dtype=DOUBLE), on_failure="return", report=report)
+    assert report.forward.status is ig.Status.DIVERGED
+    assert "no minimum" in report.forward.message
+
+
+@pytest.mark.parametrize("z0", [0.0, 1.0])
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_map_that_writes_into_its_state_is_told_so(z0, wanted):
+    """With gradients wanted torch's own words came through, of a leaf that the user has never seen."""
+
+    def f(z):
+        z.mul_(0.5)
+        return z + 1
+
+    with torch.set_grad_enabled(wanted), pytest.raises(ig.OperatorError, match="f changed its state in place"):
+        igt.fixed_point(f, torch.full((3,), z0))
+
+
+def test_a_map_that_writes_into_a_parameter_gets_torchs_own_words():
+    weight = torch.ones(3, requires_grad=True)
+    with pytest.raises(RuntimeError, match="a leaf Variable that requires grad"):
+        igt.fixed_point(lambda z: 0.5 * z + weight.mul_(0.5), torch.zeros(3))
+
+
+def test_rbp_speaks_of_itself():
+    """Its warnings named implicit_gradient, and a forward solver that it does not have."""
+    x = torch.ones(1, requires_grad=True)
+    with pytest.warns(
+        ig.ConvergenceWarning, match=r"^rbp, forward: the state after 2 updates .* FORWARD_NOT_CONVERGED"
+    ):
+        igt.rbp(lambda z: torch.tanh(0.9 * z + x), torch.zeros(1), steps=2, truncate=3)
+
+
 @pytest.mark.parametrize("term", ["lambda_min", "lambda_min_penalty", "jacobian_norm_penalty", "gershgorin_penalty"])
 def test_a_penalty_with_another_mask_than_the_forward_pass_warns(term):
     """The Jacobian at another mask is another map's: 135 % off in one gradient, without a word."""

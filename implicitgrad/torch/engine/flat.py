@@ -133,11 +133,15 @@ class FlatFunction:
             try:
                 with seen:
                     image = self.frozen.apart(self._evaluate(own[0], tuple(own[1:])), seen.written)
+            except RuntimeError as error:  # torch has a word of its own for a leaf that is written to
+                if "in-place operation" in str(error):
+                    self._refuse_writes(seen, self._writes_to(z))
+                raise
             finally:
                 self.frozen.end(seen.written)
             self._refuse_writes(seen, plain and _differs(own[0].detach(), z.detach()))
             if plain and wanted:
-                self.is_linked = any(leaf is own[0] for leaf in leaves_of(image, lambda node: False))
+                self.is_linked = any(leaf is own[0] for leaf in (image, *leaves_of(image, lambda node: False)))
             if fsdp:
                 self.gathered = gathering_group(image, seen.start)
             if self.gathered is None and (wanted or not fsdp):
@@ -147,6 +151,13 @@ class FlatFunction:
             self._members.keep([*self.captured, *(t for t, _ in seen.constants)])
         image = image.detach()
         return image.clone() if seen_by_numpy(image) else image  # a buffer that the next call fills again
+
+    def _writes_to(self, z: torch.Tensor) -> bool:
+        """Say whether ``f`` changes its state in place."""
+        mine = z.detach().clone()
+        with torch.no_grad():
+            self._evaluate(mine, tuple(t.detach() for t in self.tensors))
+        return mine._version > 0 or _differs(mine, z.detach())
 
     def _refuse_writes(self, seen: Observed, state_changed: bool) -> None:
         """Raise where ``f`` has written what several calls of it cannot share."""
@@ -196,6 +207,18 @@ class FlatFunction:
                     ConvergenceWarning,
                     stacklevel=level_of_caller() - 1,
                 )
+
+    def changes_with_state(self, z: torch.Tensor) -> bool:
+        """Say whether ``F(z)`` changes with ``z``: by its values, where the graph does not lead back to the state.
+
+        Asked at ``z`` and at one other state, a thousandth of its size away in no special direction. The last call's
+        values would not tell: a search that starts at the fixed point moves nowhere.
+        """
+        with torch.no_grad():
+            size = z.abs().amax(-1, keepdim=True) if z.shape[-1] else z.abs()
+            unlike = torch.cos(torch.arange(1, z.shape[-1] + 1, device=z.device, dtype=size.dtype))
+            other = z + 2.0**-10 * torch.where(size > 0, size, 1.0) * unlike
+            return _differs(self(other, *self.tensors), self(z, *self.tensors))
 
     def settle(self, z: torch.Tensor) -> None:
         """Call ``f`` once more, at the fixed point, for what a call leaves behind: statistics and random numbers."""

@@ -109,6 +109,7 @@ class NewtonKrylov(ForwardSolver):
             if any_true(by_newton):
                 step = self._step(search, here, eta, by_newton)
                 here, value, lost = line_search(search, here, value, step, by_newton & search.live, shortest)
+                search.judge(here, by_newton)  # a loss without a minimum falls for ever, and its gradient may grow
             search.iters = search.iters + pick(live, 1, 0)
             if is_map:
                 plain, spell = pick(lost, spell, pick(plain > 0, plain - 1, 0)), pick(lost, 2 * spell, spell)

@@ -13,7 +13,7 @@ import torch
 
 from implicitgrad.errors import SettingError, SettingTypeError
 from implicitgrad.solvers import CG, Neumann, NormalEquations, Richardson, Solver
-from implicitgrad.torch.fixed_point import implicit_gradient
+from implicitgrad.torch.fixed_point import given_its_gradient
 from implicitgrad.torch.layout import Layout
 from implicitgrad.torch.recurrent.unrolled import checked_steps, updated_without_history
 from implicitgrad.torch.report import Report
@@ -99,9 +99,8 @@ def rbp(
     if isinstance(start, str):
         layout = Layout.of("rbp", z, batch_ndim)
         start = torch.rand((*layout.batch, layout.size), generator=generator, **layout.kind)
-    return implicit_gradient(
-        f, z, *args, adjoint=adjoint, batch_ndim=batch_ndim, on_failure=on_failure, report=report, adjoint_x0=start
-    )
+    origin = f"the state after {steps} updates"
+    return given_its_gradient("rbp", f, z, args, adjoint, batch_ndim, on_failure, report, start, origin=origin)
 
 
 def _adjoint(method: str, truncate: int, eta: float) -> Solver:
