@@ -21,7 +21,7 @@ __all__ = ["PoissonTruncation", "Truncation", "UniformTruncation"]
 
 
 class Truncation(ABC):
-    """Interface: a distribution of the number ``N`` of kept updates on ``1 .. T``; one with ``P(N = T) > 0`` for all T.
+    """Interface: a distribution of the number ``N`` of kept updates, 1 to ``T``; one with ``P(N = T) > 0`` for all T.
 
     A distribution of your own needs ``log_masses`` alone.
     """
