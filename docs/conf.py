@@ -1,11 +1,14 @@
 """Sphinx configuration: ``make docs`` builds docs/_build/html and treats every warning as an error."""
 
+from dataclasses import is_dataclass
 from importlib import import_module
 from importlib.metadata import version as installed_version
+from inspect import isabstract, signature
 from typing import Any
 
 from numpydoc.xref import DEFAULT_LINKS
 from sphinx.util import logging
+from sphinx.util.inspect import stringify_signature
 from sphinx.util.rst import escape
 
 from implicitgrad import Status
@@ -61,6 +64,14 @@ html_theme = "furo"
 html_title = f"implicitgrad {release}"
 
 
+def name_settings(app: Any, what: str, name: str, obj: Any, *_: Any) -> tuple[str, None] | None:
+    """Give a dataclass the signature of its fields, for autodoc takes ``__new__``, and an interface none."""
+    if what != "class" or not (is_dataclass(obj) or isabstract(obj)):
+        return None
+    settings = stringify_signature(signature(obj), show_annotation=False, show_return_annotation=False)
+    return "" if isabstract(obj) else settings, None
+
+
 def list_statuses(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Give ``Status`` an entry for each member, whose value is its sentence."""
     if obj is Status:
@@ -78,6 +89,7 @@ def warn_of_missing_names(app: Any, env: Any) -> None:
 
 
 def setup(app: Any) -> None:
-    """Connect both."""
+    """Connect them."""
+    app.connect("autodoc-process-signature", name_settings)
     app.connect("autodoc-process-docstring", list_statuses)
     app.connect("env-check-consistency", warn_of_missing_names)
