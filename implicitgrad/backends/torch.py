@@ -103,6 +103,8 @@ class TorchBackend(Backend):
         return torch.equal(x, y)
 
     def select(self, mask: Any, x: Array, y: Array) -> Array:
+        if isinstance(mask, np.ndarray):  # copied: torch warns of a broadcast one, which is not writable
+            mask = torch.tensor(mask)
         return torch.where(torch.as_tensor(mask, device=x.device).unsqueeze(-1), x, y)
 
     def times_power_of_two(self, x: Array, exponent: Any) -> Array:

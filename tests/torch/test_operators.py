@@ -1,5 +1,7 @@
 """vjp_operator: the Jacobian of a torch map, from one linearization."""
 
+import warnings
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -136,3 +138,16 @@ def test_a_map_that_changes_shape_is_refused():
         igt.vjp_operator(lambda z: z.double(), torch.zeros(3))
     with pytest.raises(ig.BackendError, match="structure"):
         igt.vjp_operator(lambda z: (z, z), torch.zeros(3))
+
+
+def test_a_check_of_a_batch_says_nothing_to_the_user():
+    """The mask of its first system is a broadcast view of NumPy's, of which torch warns: once, unless it is told to."""
+    J = igt.vjp_operator(lambda z: 0.5 * torch.sin(z), torch.ones(4, 3, dtype=torch.float64), batch_ndim=1)
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert ig.check_operator(J).ok
+    finally:
+        torch.set_warn_always(always)
