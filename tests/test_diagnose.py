@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -143,6 +144,96 @@ def test_the_damping_that_is_advised_contracts_and_is_none_where_none_does(seed)
     assert 0 <= damping < 1
     assert np.abs((1 - damping) * left + damping).max() < 1
     assert useful_damping(np.append(left, 1.5)) is None
+
+
+def test_rows_that_mix_are_found_without_a_jvp_too():
+    """A tenth of the mean, and no adjoint identity to fail; the radius is that of all 120 numbers as one system."""
+    mixed = lambda u: u @ matrix(scale=0.4) + 0.1 * u.mean(axis=0)
+    d = diagnose(ig.VJPOperator(mixed, 40), np.zeros((3, 40)) + np.arange(40))
+    assert d.verdict == "sick: the 3 rows are one system (COUPLED)"
+    dense = np.stack([mixed(row.reshape(3, 40)).reshape(-1) for row in np.eye(120)])
+    assert d.size == 120
+    assert d.radius == pytest.approx(np.abs(np.linalg.eigvals(dense)).max(), rel=1e-4)
+
+
+def _random_products(**settings):
+    rng = np.random.default_rng(0)
+    J = matrix()
+    drop = lambda v: v * (rng.uniform(size=v.shape) < 0.9)
+    return ig.VJPOperator(lambda u: drop(u) @ J, 40, jvp=lambda v: drop(v) @ J.T, **settings)
+
+
+NO_MATRIX = {
+    "a jvp that is the vjp": ig.VJPOperator(lambda u: u @ matrix(), 40, jvp=lambda v: v @ matrix()),
+    "symmetry claimed": ig.VJPOperator(lambda u: u @ matrix(), 40, symmetric=True),
+    "a batch": ig.VJPOperator(lambda u: u @ matrix(), 40, jvp=lambda v: v @ matrix(), like=np.zeros((3, 40))),
+    "random": _random_products(),
+    "a random batch": _random_products(like=np.zeros((3, 40))),
+}
+
+
+@pytest.mark.parametrize("kind", NO_MATRIX)
+def test_products_that_are_of_no_matrix_are_never_healthy_and_nothing_is_built_on_them(kind):
+    d = diagnose(NO_MATRIX[kind], fixed_point_residual=1e-12)
+    assert d.verdict == "sick: the products with J contradict each other"
+    assert len(d.advice) == 1
+    assert d.advice[0].startswith("Do not rely on these numbers: ")
+    assert "ig.check_operator(J)" in d.advice[0]
+    assert ("two identical products differ" in d.advice[0]) == ("random" in kind)
+    assert ("batch_ndim=0" in d.advice[0]) == ("batch" in kind)
+    assert "may be off" not in str(replace(d, fixed_point_residual=1e-3))
+
+
+def _mismatched(d):
+    return tuple(replace(run, status="ADJOINT_MISMATCH") if run.name == "LSMR" else run for run in d.solvers)
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        (lambda d: {"departure": 7.7}, "sick: the products with J contradict"),
+        (lambda d: {"departure": 7.7, "norm_converged": False}, "unsure: the search for norm(J)"),
+        (lambda d: {"norm": 0.8 * d.radius, "norm_upper": 0.9 * d.radius}, "sick: the products with J contradict"),
+        (lambda d: {"norm": 0.8 * d.radius}, "unsure: the search for norm(J)"),
+        (lambda d: {"solvers": _mismatched(d)}, "sick: the products with J contradict"),
+        (lambda d: {"matched": False}, "sick: the products with J contradict"),
+        (lambda d: {"norm": 0.9995 * d.radius, "departure": 1.0005}, "healthy"),  # by rounding
+    ],
+)
+def test_what_no_matrix_has_is_never_healthy(change, verdict):
+    """rho(J) <= norm(J), departure <= 1, <u, J v> = <J^T u, v>: a report that breaks one of them is no good news."""
+    d = diagnose(ig.DenseOperator(matrix(scale=0.4)))
+    assert d.verdict == "healthy"
+    assert replace(d, **change(d)).verdict.startswith(verdict)
+
+
+def test_a_search_that_did_not_end_is_told_with_what_is_known_in_its_place():
+    d = diagnose(ig.DenseOperator(matrix(scale=0.4)))
+    assert d.contraction
+    d = replace(d, radius_converged=False)
+    assert d.verdict == "healthy"
+    assert "iteration converges, since norm(J) < 1; the search did not converge" in str(d)
+    d = replace(d, norm=1.2, norm_upper=1.3)
+    assert d.verdict == "healthy"
+    assert "iteration converges, as Neumann did; the search did not converge" in str(d)
+    d = replace(d, solvers=tuple(run for run in d.solvers if run.name != "Neumann"))
+    assert d.verdict == "unsure: the search for rho(J) did not converge"
+    assert "iteration perhaps converges; the search did not converge" in str(d)
+    assert d.advice[0].startswith("Raise max_iters")
+    d = replace(d, radius_converged=True, sigma_min_converged=False)
+    assert d.verdict == "healthy", "the lower end of the interval is far from zero"
+    assert replace(d, sigma_min_interval=(0.0, d.sigma_min)).verdict.startswith("unsure: the search for sigma_min")
+
+
+def test_the_row_of_the_bounds_names_the_number_that_is_raised_to_a_power():
+    """What was found of the norm lies below it, so the bound is a power of the upper bound, which the page tells."""
+    d = diagnose(ig.DenseOperator(matrix(scale=0.9)))
+    assert d.norm < d.norm_upper
+    assert f"no contraction; at most {d.norm_upper:.4g}" in str(d)
+    (row,) = (line for line in str(d).splitlines() if f"at most {d.norm_upper:.4g}^(K+1)" in line)
+    assert row.split()[-4:] == [f"{d.norm_upper ** (k + 1):.1e}" for k in (1, 5, 10, 20)]
+    (row,) = (line for line in str(diagnose(NO_MATRIX["a jvp that is the vjp"])).splitlines() if "^(K+1)" in line)
+    assert row.split()[-4:] == ["unknown"] * 4, "without an upper bound nothing is bounded, nor does anything diverge"
 
 
 # -- page, dictionary, picture -----------------------------------------------------------------------------------------

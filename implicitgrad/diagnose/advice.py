@@ -1,4 +1,4 @@
-"""From the numbers of a report to words: what is wrong, and what to do about it. The thresholds are all here."""
+"""From the numbers of a report to words: what is wrong, and what to do. Which numbers count, ``trust.py`` says."""
 
 from __future__ import annotations
 
@@ -7,54 +7,65 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from implicitgrad.diagnose.trust import SLOW, WEAK, contradictions, impossible_departure, unfinished
+
 if TYPE_CHECKING:
     from implicitgrad.diagnose.report import Diagnosis
 
 __all__ = ["advise", "useful_damping", "verdict"]
 
-# sigma_min where a gradient may be magnified a hundred times: SGD would need a hundredth of its step.
-_WEAK = 1e-2
-_SLOW = 0.95  # rho(J) from which 20 Neumann terms leave a third of the error
 _NONNORMAL = 0.5
 _GOOD_ENOUGH = 1e-2  # error of a truncated series that stochastic gradients hide
 
 
 def verdict(d: Diagnosis) -> str:
-    """Return ``healthy``, ``slow`` or ``sick``, and why, in one line."""
+    """Return ``healthy``, ``slow``, ``unsure`` or ``sick``, and why, in one line."""
+    if d.coupled:
+        return f"sick: the {d.coupled} rows are one system (COUPLED)"
     if not math.isfinite(d.radius):
         return "sick: J holds NaN or Inf"
+    if contradictions(d):
+        return "sick: the products with J contradict each other"
     if _off_the_fixed_point(d):
         return "sick: this is no fixed point"
-    if d.sigma_min is not None and d.sigma_min <= _WEAK:
+    if d.sigma_min is not None and d.sigma_min <= WEAK:
         return "sick: I - J is singular to rounding" if _singular(d) else "sick: I - J is nearly singular"
     if not any(run.status == "CONVERGED" for run in d.solvers):
         return "sick: no solver found the adjoint"
+    if names := unfinished(d):
+        return f"unsure: the search for {' and '.join(names)} did not converge"
     if d.radius >= 1:
         return "slow: plain iteration diverges, the gradient exists"
-    if d.radius > _SLOW:
+    if d.radius > SLOW:
         return "slow: plain iteration takes hundreds of steps"
     return "healthy"
 
 
 def advise(d: Diagnosis) -> tuple[str, ...]:
     """Return what to do, the most urgent first."""
+    said = [_coupled_sentence(d)] if d.coupled else []
     if not math.isfinite(d.radius):
         return (
+            *said,
             "Look at the map and its derivative at this point: a product with J is not finite, so nothing is known.",
         )
-    said = []
-    if d.fixed_point_residual is not None and _off_the_fixed_point(d):
-        off = f" The state may be off by {d.fixed_point_residual / d.sigma_min:.0e} of itself." if d.sigma_min else ""
+    reasons = contradictions(d)
+    if reasons:
+        said.append(_contradiction_sentence(d, reasons))
+    said += _state_sentences(d, trusted=not reasons)
+    if reasons:  # what follows is built on numbers that mean nothing
+        return tuple(said)
+    if names := unfinished(d):
         said.append(
-            "Solve the forward problem better first: an implicit gradient belongs to the fixed point, and this is not "
-            f"one.{off} Raise max_iters of the forward solver, or use Anderson()."
+            f"Raise max_iters, or use a wider dtype: the search for {' and '.join(names)} did not converge, so "
+            "the numbers may be far off."
         )
-    if d.sigma_min is not None and d.sigma_min <= _WEAK:
-        margin = (10 * _WEAK) ** 2
+    if d.sigma_min is not None and d.sigma_min <= WEAK:
+        margin = (10 * WEAK) ** 2
         said.append(
             f"Regularize: add igt.lambda_min_penalty(f, z, *args, margin={margin:g}) to the loss, which keeps "
-            f"sigma_min near {10 * _WEAK:g}. As it is, a residual of {d.rtol:.0e} leaves an error of up to "
-            f"{_share(d.rtol / d.sigma_min if d.sigma_min else math.inf)} of norm(g), and gradients explode."
+            f"sigma_min near {10 * WEAK:g}. As it is, a residual of {d.rtol:.0e} leaves an error of up to "
+            f"{_share(d.rtol / d.sigma_min if d.sigma_min else math.inf, 'norm(g)')}, and gradients explode."
         )
     said.append(_solver_sentence(d))
     if d.radius >= 1:
@@ -66,7 +77,7 @@ def advise(d: Diagnosis) -> tuple[str, ...]:
         )
     if d.radius < 1:
         said.append(_neumann_sentence(d))
-    if d.departure is not None and d.departure > _NONNORMAL:
+    if d.departure is not None and d.departure > _NONNORMAL and not impossible_departure(d):
         said.append("J is far from normal: trust sigma_min and norm(J), not the eigenvalues.")
     if d.norm is None:
         said.append("Give the operator a JVP (VJPOperator(..., jvp=...)): without it sigma_min cannot be known.")
@@ -90,9 +101,54 @@ def _off_the_fixed_point(d: Diagnosis) -> bool:
     return d.fixed_point_residual is not None and not d.fixed_point_residual <= d.eps**0.5
 
 
+def _state_error(d: Diagnosis) -> float:
+    """Return how far the state may be off, relative to itself: ``norm(F(h) - h) / sigma_min``, to first order."""
+    if not d.fixed_point_residual or d.sigma_min is None:
+        return 0.0
+    return d.fixed_point_residual / d.sigma_min if d.sigma_min > 0 else math.inf
+
+
 def _singular(d: Diagnosis) -> bool:
     scale = 1.0 if d.norm is None else 1.0 + d.norm
     return d.sigma_min is not None and d.sigma_min <= 64 * d.eps * scale
+
+
+def _coupled_sentence(d: Diagnosis) -> str:
+    return (
+        f"Treat the {d.coupled} rows as one system, for a product of one changes with the others: leave batch_ndim at "
+        "0, here and in the solve (an operator of your own: hand over one vector of all rows). Or let the map treat "
+        "each row by itself: BatchNorm in eval mode, or GroupNorm or LayerNorm in its place."
+    )
+
+
+def _contradiction_sentence(d: Diagnosis, reasons: list[str]) -> str:
+    rows = " Rows that mix do this: try batch_ndim=0." if d.systems > 1 else ""
+    return (
+        f"Do not rely on these numbers: {', and '.join(reasons)}. Run ig.check_operator(J), for a torch map "
+        "with J = igt.vjp_operator(f, z, *args, batch_ndim=...): it names the fault in a product, such as a wrong "
+        f"transpose, a false claim of symmetry, or randomness.{rows} Half precision within the map (autocast) does "
+        "this, too: try it in the dtype of the state."
+    )
+
+
+def _state_sentences(d: Diagnosis, trusted: bool) -> list[str]:
+    """Return what the residual of the state says about the state; ``trusted`` where ``sigma_min`` means something."""
+    error = _state_error(d) if trusted else 0.0
+    off = f" The state may be off by {_share(error, 'itself')}." if error else ""
+    if _off_the_fixed_point(d):
+        return [
+            "Solve the forward problem better first: an implicit gradient belongs to the fixed point, and this is not "
+            f"one.{off} Raise max_iters of the forward solver, or use Anderson()."
+        ]
+    if not error > _GOOD_ENOUGH:
+        return []
+    wanted = _GOOD_ENOUGH * (d.sigma_min or 0.0)
+    how = f"Ask the forward solver for rtol={wanted:.0e}"
+    if wanted < 8 * d.eps:  # a residual that the state's own rounding does not reach
+        how = f"No forward solve in {d.dtype} can tell: use a wider dtype, or regularize"
+    return [
+        f"Do not take the state for the fixed point.{off} Its residual is small, and is divided by sigma_min. {how}."
+    ]
 
 
 def _solver_sentence(d: Diagnosis) -> str:
@@ -135,5 +191,7 @@ def _neumann_sentence(d: Diagnosis) -> str:
     return f"A Neumann series takes about K = {count} products for 1%; a shorter one is biased by that much more."
 
 
-def _share(value: float) -> str:
-    return f"{value:.0%}" if value < 10 else f"{value:.0e} times"
+def _share(value: float, whole: str) -> str:
+    if value >= 10:
+        return f"{value:.2g} times {whole}" if math.isfinite(value) else f"any multiple of {whole}"
+    return f"{value:.0%} of {whole}" if value >= 0.005 else f"{value:.0e} of {whole}"

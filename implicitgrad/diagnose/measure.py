@@ -12,8 +12,9 @@ import numpy as np
 
 from implicitgrad.backends import Array, backend_of
 from implicitgrad.diagnose.report import Diagnosis, NeumannError, SolverRun
+from implicitgrad.diagnose.rows import as_one_system, coupling, repeatable
 from implicitgrad.errors import DtypeError, SettingError, SettingTypeError, ShapeError
-from implicitgrad.operators import LinearOperator, identity_minus
+from implicitgrad.operators import LinearOperator, check_operator, identity_minus
 from implicitgrad.solvers import CG, GMRES, LSMR, MINRES, Auto, BiCGSTAB, Neumann, NormalEquations, Solution, Solver
 from implicitgrad.spectral import (
     SpectralResult,
@@ -22,6 +23,7 @@ from implicitgrad.spectral import (
     smallest_singular_value,
     spectral_radius,
 )
+from implicitgrad.status import Status
 
 __all__ = ["diagnose"]
 
@@ -61,7 +63,7 @@ def diagnose(
     -------
     Diagnosis
         ``print(report)``, ``report.to_dict()``, ``report.plot()``. For a batch its numbers are those of the worst
-        system, each for itself.
+        system, each for itself; for rows of one that mix, those of all rows as the one system that they are.
 
     Raises
     ------
@@ -106,6 +108,11 @@ def diagnose(
         raise DtypeError(f"{name}: got g of dtype {g.dtype}, expected floating point. Cast it.")
     J = J if J.has_adjoint else J.H  # the spectrum is the same, and so is what follows, of the transpose
     both = J.has_forward and J.has_adjoint
+    check = check_operator(J, like=g, seed=seed, raises=False)
+    rows = int(np.prod(g.shape[:-1], dtype=int))
+    mixing = coupling(J, g, check, facts.eps, seed)
+    if mixing:
+        J, g = as_one_system(J, g)
 
     search: dict[str, Any] = {"like": g, "max_iters": max_iters, "seed": seed, "on_failure": "return"}
     radius = spectral_radius(J, **search)
@@ -113,15 +120,21 @@ def diagnose(
     smallest = smallest_singular_value(identity_minus(J), rtol=1e-4, **search) if both else None
     adjoint = identity_minus(J).H
     runs = tuple(_run(solver, adjoint, g, rtol) for solver in _solvers(J, both, rtol, max_iters))
+    searches = [found for found in (radius, norm, smallest) if found is not None]
     return Diagnosis(
         size=J.shape[0],
         systems=int(np.prod(g.shape[:-1], dtype=int)),
+        coupled=rows if mixing else 0,
+        coupling=mixing,
+        repeatable=repeatable(check),
+        matched=not any(Status.ADJOINT_MISMATCH in np.ravel(np.asarray(s.status, object)) for s in searches),
         dtype=backend.dtype_name(g.dtype),
         fixed_point_residual=fixed_point_residual,
         radius=_worst(radius.value, np.max),
         radius_converged=radius.is_good,
         norm=None if norm is None else _worst(norm.value, np.max),
         norm_upper=None if norm is None else _worst(norm.upper, np.max),
+        norm_converged=norm is not None and norm.is_good,
         sigma_min=None if smallest is None else _worst(smallest.value, np.min),
         sigma_min_interval=None if smallest is None else _interval(smallest),
         sigma_min_condition=None if smallest is None else _condition(smallest),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from implicitgrad.diagnose.advice import advise, verdict
+from implicitgrad.diagnose.trust import converges, impossible_departure
 
 __all__ = ["Diagnosis", "NeumannError", "SolverRun", "times"]
 
@@ -24,7 +25,8 @@ class NeumannError:
     error : float or None
         ``norm(z_K - z) / norm(z)`` as measured; None where no solver found ``z``.
     bound : float
-        ``norm(J)^(K+1)``, which proposition 2 promises; Inf without a JVP.
+        ``norm_upper^(K+1)``, which bounds ``norm(J)^(K+1)``, what proposition 2 promises; Inf where no upper bound is
+        known, as without a JVP.
     """
 
     products: int
@@ -62,6 +64,13 @@ class Diagnosis:
     ----------
     size, systems : int
         ``n``, and how many systems.
+    coupled : int
+        0; or how many rows were handed over as independent systems and are none. Then all numbers are of these rows as
+        one system, ``size`` and ``systems`` too.
+    coupling : float
+        Relative change of a row's product with the other rows; 0.0 where there is none.
+    repeatable, matched : bool
+        Whether two identical products were the same; whether ``J v`` and ``J^H u`` were of one matrix in the searches.
     dtype : str
     eps : float
         Its spacing at 1.
@@ -81,7 +90,7 @@ class Diagnosis:
     sigma_min_condition : str or None
     sigma_min_residual : float or None
         ``norm((I - J)^H u - sigma_min v)``: some singular value is that near, always.
-    radius_converged, sigma_min_converged : bool
+    radius_converged, norm_converged, sigma_min_converged : bool
         Whether the searches came to their end.
     departure : float or None
         From normality: ``lambda_max(J^H J - J J^H) / norm(J)^2``, between 0 (normal) and 1.
@@ -95,6 +104,10 @@ class Diagnosis:
 
     size: int
     systems: int
+    coupled: int
+    coupling: float
+    repeatable: bool
+    matched: bool
     dtype: str
     eps: float
     fixed_point_residual: float | None
@@ -102,6 +115,7 @@ class Diagnosis:
     radius_converged: bool
     norm: float | None
     norm_upper: float | None
+    norm_converged: bool
     sigma_min: float | None
     sigma_min_interval: tuple[float, float] | None
     sigma_min_condition: str | None
@@ -131,7 +145,7 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str:
-        """``"healthy"``, ``"slow"`` or ``"sick"``, with the reason."""
+        """``"healthy"``, ``"slow"``, ``"unsure"`` or ``"sick"``, with the reason."""
         return verdict(self)
 
     @property
@@ -186,16 +200,16 @@ def _page(d: Diagnosis) -> list[str]:
     def row(label: str, value: str, note: str = "") -> None:
         lines.append(f"  {label:<24}{value:<13}{note}".rstrip())
 
+    if d.coupled:
+        row("coupling", f"{d.coupling:.1e}", "of a row's product with the other rows, relative")
+        lines.append(f"  {'':<24}All numbers below are of the {d.coupled} rows as one system.")
     if d.fixed_point_residual is not None:
         row("norm(F(h) - h)", f"{d.fixed_point_residual:.1e}", "relative to norm(F(h))")
-    unsure = "" if d.radius_converged else "; not converged"
-    row("rho(J)", f"{d.radius:.4g}", ("iteration converges" if d.radius < 1 else "iteration diverges") + unsure)
+    row("rho(J)", f"{d.radius:.4g}", _of_iteration(d))
+    bounded = d.norm_upper is not None and math.isfinite(d.norm_upper)
     if d.norm is not None:
-        row(
-            "norm(J)",
-            f"{d.norm:.4g}",
-            {True: "a contraction", False: "no contraction", None: "perhaps a contraction"}[d.contraction],
-        )
+        kind = {True: "a contraction", False: "no contraction", None: "perhaps a contraction"}[d.contraction]
+        row("norm(J)", f"{d.norm:.4g}", kind + (f"; at most {d.norm_upper:.4g}" if bounded else ""))
     if d.sigma_min is not None and d.sigma_min_interval is not None:
         row("sigma_min(I - J)", f"{d.sigma_min:.4g}", f"adjoints up to {times(d.sigma_min)} their cotangent")
         low, high = d.sigma_min_interval
@@ -205,7 +219,11 @@ def _page(d: Diagnosis) -> list[str]:
         lines.append(f"  {'  lower end':<24}{d.sigma_min_condition}")
     if d.departure is not None:
         kind = "normal" if d.departure < 0.05 else "far from normal" if d.departure > 0.5 else "not normal"
-        row("departure", f"{d.departure:.2g}", f"{kind} (0 to 1)")
+        row(
+            "departure",
+            f"{d.departure:.2g}",
+            "above 1, which no matrix has" if impossible_departure(d) else f"{kind} (0 to 1)",
+        )
     lines += ["", f"  Solver, to a relative residual of {d.rtol:.0e}     products   residual   status"]
     for run in sorted(d.solvers, key=lambda run: (run.status != "CONVERGED", run.products)):
         mark = "*" if run.name == d.recommended and run.status == "CONVERGED" else " "
@@ -213,11 +231,24 @@ def _page(d: Diagnosis) -> list[str]:
     lines += ["", f"  {'Neumann series of K products':<31}" + "".join(f"{f'K = {n.products}':>11}" for n in d.neumann)]
     lines.append(f"  {'  error, measured':<31}" + "".join(f"{_number(n.error):>11}" for n in d.neumann))
     if d.norm is not None:
-        lines.append(f"  {'  error, norm(J)^(K+1)':<31}" + "".join(f"{_number(n.bound):>11}" for n in d.neumann))
+        base = f"{d.norm_upper:.4g}" if bounded else "norm(J)"
+        lines.append(
+            f"  {f'  error, at most {base}^(K+1)':<31}"
+            + "".join(f"{f'{n.bound:.1e}' if bounded else 'unknown':>11}" for n in d.neumann)
+        )
     lines += ["", "  What to do"]
     for sentence in d.advice:
         lines += _wrapped(sentence)
     return lines
+
+
+def _of_iteration(d: Diagnosis) -> str:
+    """Return whether plain iteration converges, and who says so."""
+    if d.radius_converged:
+        return "iteration converges" if d.radius < 1 else "iteration diverges"
+    witness = converges(d)
+    what = "perhaps converges" if d.radius < 1 else "perhaps diverges"
+    return f"iteration {f'converges, {witness}' if witness else what}; the search did not converge"
 
 
 def _wrapped(sentence: str, width: int = 96) -> list[str]:

@@ -41,7 +41,8 @@ def diagnose(
     g : like ``z``, optional
         The cotangent ``dL/dz`` that the solvers are tried on. Default: random.
     batch_ndim : int
-        How many leading axes count independent systems; the report is on the worst of them.
+        How many leading axes count independent systems; the report is on the worst of them. Rows that mix, by a
+        BatchNorm in training mode or an edge of a graph, are found, and reported as the one system that they are.
     rtol, steps, max_iters, seed
         As for ``implicitgrad.diagnose.diagnose``.
 
