@@ -270,6 +270,23 @@ def test_every_report_can_be_read_stored_and_drawn(kind, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("values", [np.linspace(-0.5, 0.996, 40), np.array([0.0, 0.0, 0.3])])
+def test_the_picture_shows_every_end_and_the_eigenvalue_at_one(values):
+    """A solver's course ends at the residual that was recomputed, within the axes; nothing covers an eigenvalue."""
+    pytest.importorskip("matplotlib")
+    d = diagnose(ig.DenseOperator(symmetric(values)))
+    left, middle, _ = d.plot().axes
+    ends = {tuple(line.get_xydata()[0]) for line in middle.lines if line.get_marker() == "o"}
+    converged = [run for run in d.solvers if run.status == "CONVERGED"]
+    assert converged
+    low, high = middle.get_ylim()
+    for run in converged:
+        assert (run.products, max(run.relative_residual, d.eps)) in ends
+        assert low < max(run.relative_residual, d.eps) < high
+    (one,) = (line for line in left.lines if line.get_marker() == "+")
+    assert all(dots.get_zorder() > one.get_zorder() for dots in left.collections)
+
+
 def test_the_report_does_not_load_matplotlib_until_a_picture_is_wanted():
     code = "import sys, implicitgrad.diagnose; assert 'matplotlib' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

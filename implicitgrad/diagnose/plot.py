@@ -24,13 +24,14 @@ except ModuleNotFoundError as _missing:
 from implicitgrad.diagnose.report import times
 
 if TYPE_CHECKING:
-    from implicitgrad.diagnose.report import Diagnosis
+    from implicitgrad.diagnose.report import Diagnosis, SolverRun
 
 __all__ = ["draw"]
 
 _INK, _QUIET, _RULE, _ALARM, _GOOD = "#1f2933", "#7b8794", "#d9dee4", "#c0392b", "#2f855a"
 _FATES = {"DIVERGED": "diverged", "MAX_ITERS": "too slow"}
 _TOP = 10.0  # relative residual where the picture ends
+_NEAR = 0.05  # an eigenvalue as near to 1 as that makes plain iteration slow and I - J nearly singular
 # One colour a solver, so that two reports can be compared; the first is the one that the eye meets first.
 _COLOURS = {
     "GMRES": "#1d4ed8",
@@ -90,34 +91,50 @@ def _eigenvalues(axes: Any, report: Diagnosis) -> None:
     axes.axhline(0, color=_RULE, linewidth=0.8, zorder=0)
     axes.axvline(0, color=_RULE, linewidth=0.8, zorder=0)
     axes.add_patch(Circle((0, 0), 1, facecolor="#f3f6f9", edgecolor=_QUIET, linewidth=1, zorder=0.5))
-    inside = np.abs(values) < 1
-    for mask, colour in ((inside, "#1d4ed8"), (~inside, _ALARM)):
-        axes.scatter(values[mask].real, values[mask].imag, s=22, color=colour, alpha=0.75, linewidth=0, zorder=3)
-    axes.plot(1, 0, marker="+", markersize=12, markeredgewidth=2, color=_INK, zorder=4)
-    axes.annotate("1", (1, 0), (7, 7), textcoords="offset points", size=10, color=_INK)
+    axes.plot(1, 0, marker="+", markersize=22, markeredgewidth=1.2, color=_INK, zorder=2)  # under the eigenvalues
+    alarming = (np.abs(values) >= 1) | (np.abs(1 - values) < _NEAR)
+    for mask, colour, edge in ((~alarming, "#1d4ed8", 0), (alarming, _ALARM, 0.8)):
+        style = {"color": colour, "alpha": 0.75 if edge == 0 else 1, "linewidth": edge, "edgecolor": "white"}
+        axes.scatter(values[mask].real, values[mask].imag, s=22 if edge == 0 else 40, zorder=3 + edge, **style)
+    axes.annotate("1", (1, 0), (8, 8), textcoords="offset points", size=10, color=_INK)
     axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", anchor="W")
     outside = "diverges" if report.radius >= 1 else "converges"
     _dress(axes, "Eigenvalues of J", f"Ritz values; rho(J) = {report.radius:.3g}: plain iteration {outside}")
 
 
+def _line(run: SolverRun, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the course of a solver up to where it leaves the picture, or to the residual that was recomputed.
+
+    A residual below ``eps``, zero above all, is drawn at ``eps``, so that the axis has an end.
+    """
+    x, y = np.array([(0.0, 1.0), *run.course]).T
+    y = np.nan_to_num(y, nan=_TOP, posinf=_TOP)
+    over = np.flatnonzero(y > _TOP)
+    if len(over):
+        x, y = x[: over[0] + 1], y[: over[0] + 1]
+    elif run.status == "CONVERGED":
+        y[-1] = run.relative_residual
+    return x, np.clip(y, eps, _TOP)
+
+
 def _courses(axes: Any, report: Diagnosis) -> None:
     """Relative residual of the adjoint equation against products, a line a solver; one that diverges leaves above."""
     handles = []
-    for run in sorted(report.solvers, key=lambda run: (run.status != "CONVERGED", run.products)):
+    lines = [_line(run, report.eps) for run in report.solvers]
+    lowest = min([report.rtol, *(float(y.min()) for _, y in lines)])
+    order = sorted(
+        range(len(lines)), key=lambda i: (report.solvers[i].status != "CONVERGED", report.solvers[i].products)
+    )
+    for run, (x, y) in ((report.solvers[i], lines[i]) for i in order):
         converged, best = run.status == "CONVERGED", run.name == report.recommended
-        x, y = np.array([(0.0, 1.0), *run.course]).T
-        y = np.nan_to_num(y, nan=_TOP, posinf=_TOP)
-        over = np.flatnonzero(y > _TOP)
-        if len(over):
-            x, y = x[: over[0] + 1], np.minimum(y[: over[0] + 1], _TOP)
         colour = _COLOURS.get(run.name, _QUIET)
         label = f"{run.name}  {run.products if converged else _FATES.get(run.status, 'failed')}"
         style = {"color": colour, "alpha": 1 if converged else 0.5, "zorder": 4 if best else 3}
-        handles += axes.plot(x, np.maximum(y, report.rtol / 5), linewidth=2.6 if best else 1.4, label=label, **style)
-        axes.plot(x[-1], max(y[-1], report.rtol / 5), marker="o" if converged else "x", markersize=5, **style)
+        handles += axes.plot(x, y, linewidth=2.6 if best else 1.4, label=label, **style)
+        axes.plot(x[-1], y[-1], marker="o" if converged else "x", markersize=5, **style)
     axes.axhline(report.rtol, color=_QUIET, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     axes.set_yscale("log")
-    axes.set(xlim=(0, 1.03 * max((run.products for run in report.solvers), default=1)), ylim=(report.rtol / 6, _TOP))
+    axes.set(xlim=(0, 1.03 * max((run.products for run in report.solvers), default=1)), ylim=(lowest / 2, _TOP))
     axes.set_xlabel("products with J or its transpose", size=9, color=_QUIET)
     axes.legend(
         handles=handles,
