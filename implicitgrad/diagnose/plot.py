@@ -21,7 +21,7 @@ except ModuleNotFoundError as _missing:
         'Install it with: pip install "implicitgrad[plot]"'
     ) from _missing
 
-from implicitgrad.diagnose.report import times
+from implicitgrad.diagnose.page import times
 
 if TYPE_CHECKING:
     from implicitgrad.diagnose.report import Diagnosis, SolverRun
