@@ -16,7 +16,7 @@ from implicitgrad.operators import LinearOperator
 from implicitgrad.operators.algebra import shifted, split_shift
 from implicitgrad.scipy.call import LEAST_SQUARES, MARGIN, NEED_ADJOINT, OURS, PRODUCTS, Call
 from implicitgrad.solvers.base import check_settings, check_system, default_max_iters
-from implicitgrad.solvers.iteration import IterativeSolver
+from implicitgrad.solvers.iterative import IterativeSolver
 from implicitgrad.solvers.solution import Solution
 from implicitgrad.solvers.system import System
 

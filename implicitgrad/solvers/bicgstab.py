@@ -9,7 +9,7 @@ from typing import Any
 from implicitgrad.backends import Array, Scalar
 from implicitgrad.backends.host import any_true
 from implicitgrad.solvers.base import check_settings
-from implicitgrad.solvers.iteration import IterativeSolver
+from implicitgrad.solvers.iterative import IterativeSolver
 from implicitgrad.solvers.system import System
 from implicitgrad.status import Status
 

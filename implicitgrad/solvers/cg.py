@@ -11,7 +11,7 @@ import numpy as np
 from implicitgrad.backends import Array
 from implicitgrad.backends.host import any_true
 from implicitgrad.solvers.base import check_settings
-from implicitgrad.solvers.iteration import IterativeSolver
+from implicitgrad.solvers.iterative import IterativeSolver
 from implicitgrad.solvers.system import System
 from implicitgrad.status import Status
 

@@ -19,7 +19,7 @@ from implicitgrad.backends import Array, Basis
 from implicitgrad.backends.host import all_true, any_true, dot, finite, negate, pick, squared_norm
 from implicitgrad.operators.algebra import split_shift
 from implicitgrad.solvers.base import check_settings, default_max_iters
-from implicitgrad.solvers.iteration import IterativeSolver
+from implicitgrad.solvers.iterative import IterativeSolver
 from implicitgrad.solvers.system import System
 from implicitgrad.status import Status
 

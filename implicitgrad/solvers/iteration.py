@@ -1,7 +1,7 @@
 """The loop around every iterative method: verified cycles.
 
-A method is a generator, ``iterations(system, x, r)``, that starts at an iterate ``x`` with true residual ``r`` and
-yields, after each step, its estimate of the residual norm and the iterate. This file does the rest, the same for all:
+A method (``iterative.py``) yields, after each step, its estimate of the residual norm and the iterate. This file does
+the rest, the same for all:
 
 1. run the method until every system has *claimed* its bound, broken down, diverged or spent its budget: one cycle;
 2. recompute ``b - A x`` with one product. Only this residual can say ``CONVERGED``;
@@ -14,93 +14,51 @@ cycles, and the price of a certificate is one product a solve.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from implicitgrad.backends import Array
 from implicitgrad.backends.host import all_true, any_true, finite, ldexp, negate, pick
 from implicitgrad.operators import LinearOperator
-from implicitgrad.solvers.base import Solver, check_system, default_max_iters
+from implicitgrad.solvers.best import Best, Foreseen
 from implicitgrad.solvers.solution import Solution
-from implicitgrad.solvers.stopped import as_raised
 from implicitgrad.solvers.system import System
 from implicitgrad.status import Status
 
-__all__ = ["IterativeSolver"]
+if TYPE_CHECKING:
+    from implicitgrad.solvers.iterative import IterativeSolver
+
+__all__ = ["Iteration"]
 
 # Why a system left a cycle, beside a Status, which means that the method could not go on.
 _CLAIM, _BUDGET, _RESTART = "claim", "budget", "restart"
 
 
-class IterativeSolver(Solver):
-    """Interface of the methods that iterate. A finished one is a frozen dataclass with these four settings."""
-
-    rtol: float | None
-    atol: float
-    max_iters: int | None
-    final_residual: bool
-
-    square: ClassVar[bool] = True
-    stationary: ClassVar[bool] = False  # x <- (I - A) x + b: its first iterate is b, not 0, and max_iters=0 is a budget
-
-    measures_minimum: ClassVar[bool] = False  # LEAST_SQUARES is a guess of the recurrence, to be checked with a product
-    outcome: ClassVar[Status] = Status.TRUNCATED  # what it is called that a fixed budget was spent as asked
-
-    @abstractmethod
-    def iterations(self, system: System, x: Array | None, r: Array) -> Iterator[tuple[Any, Any]]:
-        """Yield ``(residual norm, iterate)`` at the start and after each step, from ``x`` with residual ``r``.
-
-        The norm is a host value, for it is there to decide with. ``x`` is None for zero. An iterate may be a callable
-        that forms it when asked. After each ``yield``, pass the vectors of the recurrence through ``system.park``.
-        """
-
-    def cycle_length(self) -> int | None:
-        """Return after how many steps a cycle ends of itself; None for never."""
-        return None
-
-    def budget(self, size: int, batch: tuple[int, ...]) -> Any:
-        """Return the most steps: one number, or an array ``(...)`` with one for each system of a batch."""
-        return default_max_iters(size, self.stationary) if self.max_iters is None else int(self.max_iters)
-
-    def bias(self, system: System, residual_norm: Any) -> Any:
-        """Return an estimate of ``norm(x* - x)`` after a fixed budget, in the scale of ``system``; None for none.
-
-        ``residual_norm`` is the measured one, None where it was not measured.
-        """
-        return None
-
-    def solve(self, operator: LinearOperator, rhs: Array, x0: Array | None = None) -> Solution:
-        """Solve ``A x = b``; see ``Solver.solve``."""
-        check_system(f"{self.name}.solve", operator, rhs, x0, square=self.square)
-        try:
-            return _Run(self, operator, rhs, x0).solution()
-        except RuntimeError as caught:
-            error = as_raised(caught, _Run._cycle)
-        raise error
-
-
 @dataclass(slots=True)
 class _Cycle:
-    """How each system left a cycle: why, after how many steps, from which residual norm to which promised one."""
+    """How each system left a cycle: why, after how many steps, from which residual norm to which promised one.
+
+    ``behind`` is what to fall back on where the iterate that came back turns out to be worse.
+    """
 
     reason: Any
     steps: Any
     started_from: Any
     promised: Any
+    behind: tuple[Any, Array] | None = None
 
 
-class _Run:
+class Iteration:
     """One solve. The books are host values, one a system; see ``backends/host.py`` for their two forms."""
 
     def __init__(self, method: IterativeSolver, operator: LinearOperator, rhs: Array, x0: Array | None) -> None:
         self.method = method
         self.system = system = System(operator, rhs, method.rtol, method.atol, method.max_iters)
         self.max_iters: Any = method.budget(operator.shape[1], system.batch)
-        self.fixed = system.fixed_budget or (method.stationary and self.max_iters == 0)
+        self.fixed = system.fixed_budget or (method.series and self.max_iters == 0)
+        self.takes_last = self.fixed or method.regularized
         self.nothing: Any = None if system.single else np.full(system.batch, None, dtype=object)
         self.zeros: Any = 0 if system.single else np.zeros(system.batch, dtype=int)
         self.status = self.nothing
@@ -114,12 +72,12 @@ class _Run:
         self.r: Array | None = system.first_residual()
         self.r_norm = system.rhs_norm
         self.best: Array | None = None  # the best iterate whose residual was measured, None for zero
-        self.best_norm = pick(self.open, math.inf, self.r_norm) if method.stationary else self.r_norm
+        self.best_norm = pick(self.open, math.inf, self.r_norm) if method.series else self.r_norm
         self.measured = True
 
         if x0 is not None and any_true(self.open):
             self._start_at(x0)
-        if not method.stationary and self.max_iters == 0:
+        if not method.series and self.max_iters == 0:
             self._close(self.open, method.outcome if self.fixed else Status.MAX_ITERS)
         while any_true(self.open):
             self._conclude(*self._cycle())
@@ -145,18 +103,16 @@ class _Run:
 
     def _replace(self, where: Any, x: Array) -> None:
         """Let ``x`` be the answer of the systems in ``where``."""
-        if all_true(where):
-            self.best = x
-        elif any_true(where):
-            self.best = self.system.backend.select(where, x, self.system.zero() if self.best is None else self.best)
+        if any_true(where):
+            self.best = self.system.chosen(where, x, self.best)
 
     def _measure(self, x: Array) -> None:
         """Recompute the residual of ``x``, one product, and keep ``x`` where it is the best so far."""
         system = self.system
         self.x, self.r = x, system.residual(x)
         self.r_norm = system.backend.host_norm(self.r)
-        # With a fixed budget the last iterate is what was asked for, so long as it is finite; else the best one.
-        better = self.open & (self.r_norm < (math.inf if self.fixed else self.best_norm))
+        # The last iterate is what was asked for, so long as it is finite; else the best one.
+        better = self.open & (self.r_norm < (math.inf if self.takes_last else self.best_norm))
         self._replace(better, x)
         self.best_norm = pick(better, self.r_norm, self.best_norm)
         if not system.single:
@@ -185,7 +141,7 @@ class _Run:
         """Run the method from ``(x, r)`` until every open system has left it; return its best iterates."""
         system, method = self.system, self.method
         single, history = system.single, self.history
-        system.live, system.parking, system.broken = self.open, None, None
+        system.live, system.parking, system.broken, system.passed, system.latest = self.open, None, None, None, None
         started_from = pick(self.open, self.r_norm, 0.0)
         cycle = _Cycle(self.nothing, self.zeros, started_from, started_from)
         length = method.cycle_length()
@@ -198,32 +154,21 @@ class _Run:
         wanted = pick(system.threshold > floor, system.threshold, floor)
         limit = pick(self.open, -1.0 if self.fixed else wanted, -1.0)
         ceiling = pick(self.open, math.inf if self.fixed else started_from / system.eps, math.inf)
-        best: Any = self.x
-        best_norm = pick(self.open, math.inf, math.inf)
+        best = Foreseen(system, self.x) if method.foresees and not self.fixed else Best(system, self.x, self.takes_last)
         poisoned = False
 
         for step, (norms, iterate) in enumerate(method.iterations(system, *self._handed_over())):
             history.append(norms if single else np.where(system.live, norms, np.nan))
-            better = norms < (math.inf if self.fixed else best_norm)
-            if single:
-                if better:
-                    best, best_norm = iterate, norms
-                if limit < norms < ceiling and step < last and system.broken is None:
-                    continue
-            elif callable(iterate):
-                best = iterate  # formed at the end; the systems that have left do not move any more
-            else:
-                better = better & system.live
-                if better.any():
-                    held = system.zero() if best is None and not better.all() else best
-                    best = iterate if better.all() else system.backend.select(better, iterate, held)
-                    best_norm = np.where(better, norms, best_norm)
+            best.see(norms, iterate)
+            if single and limit < norms < ceiling and step < last and system.broken is None:
+                continue
             # Zero times a NaN scalar is NaN again: where one has been seen, the vectors are parked at every step.
             system.parking = system.live if poisoned else None
             if step < last and system.broken is None and all_true(norms > limit) and all_true(norms < ceiling):
                 continue
 
             gone = self._leave(cycle, step, remaining, length, norms, limit, ceiling)
+            best.leave(gone, cycle.reason == _CLAIM, norms, iterate)
             system.live = system.live & negate(gone)
             if not any_true(system.live):
                 break
@@ -234,8 +179,9 @@ class _Run:
                 ceiling = pick(system.live, ceiling, math.inf)
                 last = self._last_step(remaining, length)
         self.iters = self.iters + cycle.steps
-        best = best() if callable(best) else best
-        return (system.zero() if best is None else best), cycle
+        system.latest = None  # it holds vectors
+        cycle.behind = best.behind()
+        return best.result(), cycle
 
     def _last_step(self, remaining: Any, length: int | None) -> int:
         """Return the step at which the first of the live systems has spent its budget, or the cycle ends."""
@@ -255,6 +201,8 @@ class _Run:
         if system.broken is not None:
             where, status = system.broken
             reason = pick(live & where, status, reason)
+            if self.fixed:
+                reason = pick(live & where & self._is_exhausted(status, norms), _BUDGET, reason)
             system.broken = None
         # After the breakdowns, which a product with Inf or NaN in it can feign.
         sound = finite(norms) & finite(system.operator_norm)
@@ -265,6 +213,15 @@ class _Run:
         cycle.steps = pick(gone, step, cycle.steps)
         cycle.promised = pick(gone, norms, cycle.promised)
         return gone
+
+    def _is_exhausted(self, status: Status, norms: Any) -> Any:
+        """Return where a recurrence ended because it has arrived: what is left of a fixed budget would change nothing.
+
+        Past the last digit a residual underflows, and the tests of a breakdown divide zero by zero. And where another
+        system is solved on purpose, its solution has no smaller residual to look for.
+        """
+        solved = self.method.regularized and status is Status.LEAST_SQUARES
+        return norms <= (math.inf if solved else self.system.eps * self.system.rhs_norm)
 
     def _conclude(self, x: Array, cycle: _Cycle) -> None:
         """Measure ``x`` and decide, system by system, what is said and who goes on."""
@@ -279,6 +236,11 @@ class _Run:
             self.measured = False
         else:
             self._measure(x)
+            if cycle.behind is not None:
+                size, former = cycle.behind
+                worse = self.open & negate((self.r_norm <= system.threshold) | (self.r_norm <= size))
+                if any_true(worse):
+                    self._measure(system.chosen(worse, system.rounded(former), x))
             if not self.fixed:
                 self._close(self.open & (self.r_norm <= system.threshold), Status.CONVERGED)
                 if not any_true(self.open):
@@ -317,7 +279,7 @@ class _Run:
         """Return the best iterates in the caller's scale, with the books."""
         system, exponent = self.system, self.system.exponent
         rhs_norm = pick(system.finite, system.rhs_norm, math.nan)
-        # Infinite where no iterate of a stationary method could be measured: x is still zero, and b its residual.
+        # Infinite where no iterate of a series could be measured: x is still zero, and b its residual.
         best_norm = pick(self.best_norm == math.inf, rhs_norm, pick(system.finite, self.best_norm, math.nan))
         history = np.asarray(self.history, dtype=float).reshape(len(self.history), *system.batch)
         x = system.restore(system.zero() if self.best is None else self.best)

@@ -5,15 +5,16 @@ Used by ``adjoint_solve`` as the paper's Neumann-RBP, and as an explicit approxi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from implicitgrad.backends import Array
-from implicitgrad.backends.host import any_true, quotient
+from implicitgrad.backends.host import any_true, pick, quotient
 from implicitgrad.operators import identity_minus
 from implicitgrad.solvers.base import check_settings
-from implicitgrad.solvers.iteration import IterativeSolver
+from implicitgrad.solvers.iterative import IterativeSolver
 from implicitgrad.solvers.system import System
 from implicitgrad.solvers.tail import geometric_tail
 from implicitgrad.status import Status
@@ -76,6 +77,8 @@ class Neumann(IterativeSolver):
     damping: float = 0.0
 
     stationary: ClassVar[bool] = True
+    series: ClassVar[bool] = True
+    foresees: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -94,23 +97,33 @@ class Neumann(IterativeSolver):
         del r, part
         size, ratio = backend.host_norm(term), 1.0
         system.tail = size, None
-        growing = 0
+
+        def sum_before() -> Array:
+            """Return the sum without its last term, whose norm is the residual's then; nobody has to keep it."""
+            return x - (step * term if damping else term)
+
+        least, growing = size * 0.0, 0  # of the residuals that are known, once there is one
         while True:
             # The next term is not known before it is paid for; by the last ratio it will be about this large.
             yield size * ratio, x
             x, term = system.park(x, term)
             system.num_matvecs += 1
+            following = contraction.apply(term)
             if damping:
-                image = step * contraction.apply(term)
-                term = damping * term  # in steps of its own: each frees what the one before has used up
-                term = term + image
-                del image
-                x = x + step * term
-            else:
-                term = contraction.apply(term)
-                x = x + term
-            before, size = size, backend.host_norm(term)
+                following = step * following
+                following = following + damping * term
+            before, size = size, backend.host_norm(following)
             ratio = quotient(size, before)
+            if not system.fixed_budget:
+                if system.latest is not None and any_true(turned := (ratio >= 1) & (before < least)):
+                    system.passed = pick(turned, before, math.inf), sum_before()
+                    least = pick(turned, before, least)
+                elif system.latest is None:
+                    least = size + math.inf
+                system.latest = size, sum_before
+            term = following
+            del following
+            x = x + (step * term if damping else term)
             system.tail = size, ratio
             if any_true(grows := ratio > 1):
                 growing = (growing + 1) * grows

@@ -13,7 +13,7 @@ from implicitgrad.backends.host import any_true
 from implicitgrad.errors import SettingTypeError
 from implicitgrad.solvers.base import check_settings
 from implicitgrad.solvers.cg import CG
-from implicitgrad.solvers.iteration import IterativeSolver
+from implicitgrad.solvers.iterative import IterativeSolver
 from implicitgrad.solvers.system import System
 from implicitgrad.status import Status
 
@@ -88,6 +88,11 @@ class NormalEquations(IterativeSolver):
         return self.inner.final_residual
 
     @property
+    def regularized(self) -> bool:
+        """With a shift."""
+        return self.shift != 0
+
+    @property
     def name(self) -> str:
         """The name that reports use."""
         return "NormalEquations(CG)"
@@ -98,7 +103,7 @@ class NormalEquations(IterativeSolver):
         s = system.rmatvec(r)
         if shift and x is not None:
             s = s - shift * x
-        x = system.zero() if x is None else x
+        warm, x = x is not None, system.zero() if x is None else x
         # s and p are kept in units of norm(s) at the start: A^H A squares the scale of A, which need not be near one.
         unit = backend.norm(s)
         s = backend.times(backend.quotient(1.0, unit), s)
@@ -106,6 +111,8 @@ class NormalEquations(IterativeSolver):
         gamma = backend.squared_norm(s)
         size = backend.norm(r)
         start = backend.to_host(unit)
+        if shift and "goal" not in system.kept and warm:  # a guess neither loosens nor tightens what is asked for
+            start = backend.host_norm(system.rmatvec(system.rhs))
         goal = system.kept.setdefault("goal", system.rtol * start)
         if any_true(null := system.among_live(start == 0)):
             system.break_down(null, Status.LEAST_SQUARES)  # A^H b = 0: x = 0 is the shortest answer

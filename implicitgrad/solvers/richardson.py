@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ from implicitgrad.backends import Array
 from implicitgrad.backends.host import any_true, pick, quotient
 from implicitgrad.operators import identity_minus
 from implicitgrad.solvers.base import check_settings
-from implicitgrad.solvers.iteration import IterativeSolver
+from implicitgrad.solvers.iterative import IterativeSolver
 from implicitgrad.solvers.neumann import _PATIENCE
 from implicitgrad.solvers.system import System
 from implicitgrad.solvers.tail import geometric_tail
@@ -34,7 +35,7 @@ class Richardson(IterativeSolver):
     atol : float
         In the unit of ``b``. With ``rtol = atol = 0`` exactly ``max_iters`` steps are made (``TRUNCATED``).
     max_iters : int, optional
-        Most steps. 0 returns the start, ``TRUNCATED``. None: 1000.
+        Most steps. 0 returns the start with its residual. None: 1000.
     final_residual : bool
         With a fixed budget, spend one product more to measure the residual.
     damping : float
@@ -45,9 +46,10 @@ class Richardson(IterativeSolver):
     Converges when the spectral radius of ``I - s A``, ``s = 1 - damping``, is below one, so with enough damping also
     where ``J`` has eigenvalues left of -1. ``K`` steps from zero, ``K - 1`` products, are the gradient of ``K``
     unrolled damped steps from the fixed point (phantom gradients, Geng et al. 2021; see ``Neumann``). Cost a step: one
-    product, two additions, one norm; three vectors. The first step from zero is ``x = s b`` and costs no product.
-    Unlike the sum of Neumann's terms, the iteration corrects its own rounding; where only that is left to correct, it
-    has ``STAGNATED``. With a fixed budget ``Solution.bias`` estimates what was cut off.
+    product, two additions, one norm; three vectors, and the best iterate where there is a tolerance. The first step
+    from zero is ``x = s b`` and costs no product. Unlike the sum of Neumann's terms, the iteration corrects its own
+    rounding; where only that is left to correct, it has ``STAGNATED``. With a fixed budget ``Solution.bias`` estimates
+    what was cut off.
 
     Examples
     --------
@@ -65,6 +67,7 @@ class Richardson(IterativeSolver):
     damping: float = 0.0
 
     stationary: ClassVar[bool] = True
+    foresees: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -95,6 +98,8 @@ class Richardson(IterativeSolver):
             following = following + b
             residual = following - x
             before, size = size, backend.host_norm(residual)
+            if not system.fixed_budget and any_true(better := size < least):
+                system.passed = pick(better, size, math.inf), x
             if damping:
                 del following
                 residual = step * residual  # in steps of its own: each frees what the one before has used up

@@ -18,7 +18,7 @@ from implicitgrad.backends.host import pick, quotient
 from implicitgrad.errors import SettingError, SettingTypeError
 from implicitgrad.operators import identity_minus
 from implicitgrad.solvers.base import check_settings
-from implicitgrad.solvers.iteration import IterativeSolver
+from implicitgrad.solvers.iterative import IterativeSolver
 from implicitgrad.solvers.system import System
 from implicitgrad.status import Status
 
@@ -101,6 +101,7 @@ class RussianRoulette(IterativeSolver):
     atol: ClassVar[float] = 0.0  # type: ignore[misc]
     max_iters: ClassVar[int] = 0  # type: ignore[misc]
     stationary: ClassVar[bool] = True
+    series: ClassVar[bool] = True
     outcome: ClassVar[Status] = Status.SAMPLED
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ products that its neighbours need.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,10 @@ class System:
         self.kept: dict[str, Any] = {}  # what a method wants to find again in its next cycle
         self.parking: Any = None
         self.broken: tuple[Any, Status] | None = None
+        # Of a method that foresees: residual norms and iterates that were better than what came after them, and those
+        # just behind the ones it yields, the latest whose residual is known, with a callable that forms them.
+        self.passed: tuple[Any, Array] | None = None
+        self.latest: tuple[Any, Callable[[], Array]] | None = None
         self.tail: tuple[Any, Any] | None = None  # of a series: the last term's norm, and its ratio to the one before
 
         self.finite: Any = True if self.single else np.ones(self.batch, bool)
@@ -192,6 +197,13 @@ class System:
         if self.parking is None:
             return scalar
         return self.backend.from_host(np.where(self.parking, self.backend.to_host(scalar), 0.0), self.given)
+
+    def chosen(self, mask: Any, x: Array, other: Array | None) -> Array:
+        """Return ``x`` for the systems in the host mask, ``other`` (None: zero) elsewhere; no copy where it holds."""
+        if all_true(mask):
+            return x
+        other = self.zero() if other is None else other
+        return self.backend.select(mask, x, other) if any_true(mask) else other
 
     def keep(self, mask: Any, x: Array) -> Array:
         """Return ``x`` with the systems outside the host mask set to zero."""

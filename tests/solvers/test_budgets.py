@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
 import implicitgrad as ig
 from implicitgrad import Status
-from implicitgrad.solvers.iteration import IterativeSolver
+from implicitgrad.solvers.iterative import IterativeSolver
 
 CLAIMS = (3, 7)  # the step at which each system claims to be done, in the first cycle
 
@@ -49,3 +51,49 @@ def test_a_system_with_steps_left_goes_on_where_its_neighbour_has_spent_them():
         assert alone.num_matvecs == 10 + 2
         # The neighbour's steps must not move a system that waits parked for its next cycle.
         assert np.allclose(solution.x[i], alone.x, rtol=1e-14)
+
+
+@given(st.integers(1, 6), st.integers(1, 90), st.sampled_from([np.float32, np.float64]), st.booleans(), st.data())
+def test_a_budget_that_outlasts_the_recurrence_is_spent_and_not_a_breakdown(row, size, steps, dtype, two, data):
+    """After n steps of a Krylov method there is nothing left to do, and 0/0 was INDEFINITE, or LEAST_SQUARES."""
+    if not row.has_budget or isinstance(row.solver, ig.Auto):
+        return
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    q = np.linalg.qr(rng.standard_normal((size, size)))[0]
+    matrix = ((q * rng.uniform(0.5, 1.5, size)) @ q.T).astype(dtype)
+    rhs = rng.standard_normal((2, size) if two else size).astype(dtype)
+    matrix = (matrix + matrix.T) / 2
+    A = ig.DenseOperator(matrix, symmetric=True)
+    solution = ig.solve(A, rhs, solver=row.set(rtol=0.0, atol=0.0, max_iters=steps))
+    assert (np.asarray(solution.status) == Status.TRUNCATED).all()
+    assert np.max(solution.num_iters) <= steps
+    if steps >= 60 and not isinstance(row.solver, ig.GMRES):  # 0.5^60 is below eps; rounding may undo GMRES(5)
+        exact = np.linalg.solve(matrix.astype(float), rhs[..., None].astype(float))[..., 0]
+        assert np.abs(solution.x - exact).max() <= 400 * np.finfo(dtype).eps * np.abs(exact).max()
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.01, 0.5, 3.0]), st.sampled_from([1.0, 1.01, 1e4]), st.booleans())
+def test_a_shifted_system_has_one_answer_whatever_the_first_guess(seed, shift, factor, fixed):
+    """The guess has the smaller residual of the system without a shift: it was handed back as it came."""
+    rng = np.random.default_rng(seed)
+    A = np.eye(4) - 0.7 * np.linalg.qr(rng.standard_normal((4, 4)))[0]
+    b = rng.standard_normal(4)
+    expected = np.linalg.solve(A.T @ A + shift * np.eye(4), A.T @ b)
+    inner = ig.CG(rtol=0.0, max_iters=8) if fixed else ig.CG(rtol=1e-11)
+    solver = ig.NormalEquations(inner, shift=shift)
+    guess = factor * expected + 1e-3 * rng.standard_normal(4)
+    for x0 in (None, guess, np.linalg.solve(A, b) * (1 + 1e-6)):
+        solution = ig.solve(ig.DenseOperator(A), b, solver=solver, x0=x0, on_failure="return")
+        assert solution.status is (Status.TRUNCATED if fixed else Status.LEAST_SQUARES)
+        assert np.abs(solution.x - expected).max() <= 1e-9 * max(1.0, factor * fixed) * np.abs(expected).max()
+
+
+def test_a_system_without_a_solution_is_said_to_have_none_also_by_a_fixed_budget():
+    """The other side: LEAST_SQUARES at a residual that is no rounding is news, whatever the budget."""
+    A, b = ig.DenseOperator(np.diag([1.0, 2.0, 0.0])), np.array([1.0, 1.0, 1.0])
+    for solver in (ig.LSMR(rtol=0, max_iters=30), ig.NormalEquations(ig.CG(rtol=0, max_iters=30))):
+        assert ig.solve(A, b, solver=solver, on_failure="return").status is Status.LEAST_SQUARES
+    indefinite = ig.DenseOperator(np.diag([1.0, -1.0, 2.0]), symmetric=True)
+    solution = ig.solve(indefinite, b, solver=ig.CG(rtol=0, max_iters=30), on_failure="return")
+    assert solution.status is Status.INDEFINITE
