@@ -168,6 +168,33 @@ def test_the_error_bound_holds_and_asks_for_what_it_needs():
         ig.Neumann(rtol=0, max_iters=2).solve(problem.operator, problem.rhs).error_bound(sigma)
 
 
+def test_each_system_has_an_error_bound_of_its_own():
+    rng = np.random.default_rng(0)
+    dense = np.eye(4) - 0.2 * rng.standard_normal((3, 4, 4))
+    A = ig.DenseOperator(dense)
+    b = rng.standard_normal((3, 4))
+    sol = ig.solve(A, b, solver=ig.GMRES(rtol=1e-2))
+    smallest = np.linalg.svd(dense, compute_uv=False)[:, -1]
+    found = ig.smallest_singular_value(A)
+    error = np.linalg.norm(sol.x - np.linalg.solve(dense, b[..., None])[..., 0], axis=-1)
+    for sigma in (smallest, found, found.lower, list(smallest)):
+        bound = sol.error_bound(sigma)
+        assert bound.shape == (3,)
+        assert (error <= bound * (1 + 1e-9)).all()
+        np.testing.assert_allclose(bound, sol.residual_norm / smallest, rtol=1e-6)
+    one = sol.error_bound(smallest.min())
+    assert (one >= sol.error_bound(smallest)).all()
+    assert sol.error_bound(np.array([1.0, 0.0, 1.0]))[1] == np.inf
+    single = ig.solve(ig.DenseOperator(dense[0]), b[0], solver=ig.GMRES(rtol=1e-2))
+    for sigma in (np.array(0.5), np.int64(1), 1, np.float32(0.5)):
+        assert isinstance(single.error_bound(sigma), float)
+    for wrong in (smallest[:2], np.ones((2, 3)), "0.5", None, True, [0.1, -0.1, 0.1], 1j):
+        with pytest.raises(SettingError, match="expected a positive number, one for each system"):
+            sol.error_bound(wrong)
+    with pytest.raises(SettingError, match="expected a positive number"):
+        single.error_bound(smallest)
+
+
 def test_a_solution_prints_its_message():
     sol = ig.adjoint_solve(ig.DenseOperator(MATRIX), G)
     assert repr(sol).startswith("<Solution: GMRES stopped after")

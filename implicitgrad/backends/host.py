@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["all_true", "any_true", "dot", "finite", "ldexp", "negate", "pick", "quotient", "squared_norm"]
+__all__ = ["all_true", "any_true", "dot", "finite", "ldexp", "negate", "pick", "quotient", "square", "squared_norm"]
 
 
 def all_true(condition: Any) -> bool:
@@ -48,6 +48,12 @@ def squared_norm(x: Any) -> Any:
     if x.__class__ is list:
         return sum([(v * v.conjugate()).real for v in x])
     return (x.real**2 + x.imag**2).sum(axis=-1) if np.iscomplexobj(x) else (x * x).sum(axis=-1)
+
+
+def square(value: Any) -> Any:
+    """Return ``|x|^2``, infinite where that overflows: Python's own ``x ** 2`` and ``abs`` raise there."""
+    real, imaginary = value.real, value.imag
+    return real * real + imaginary * imaginary
 
 
 def finite(values: Any) -> Any:

@@ -167,6 +167,9 @@ class TorchBackend(Backend):
         return torch.matmul(coefficients, rows)
 
     def apply_matrix(self, matrix: Array, x: Array) -> Array:
+        if matrix.dtype != x.dtype:  # a real matrix in a complex operator; NumPy promotes by itself
+            dtype = torch.promote_types(matrix.dtype, x.dtype)
+            matrix, x = matrix.to(dtype), x.to(dtype)
         if matrix.ndim == 2:
             return x @ matrix.T
         return torch.matmul(matrix, x.unsqueeze(-1)).squeeze(-1)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from implicitgrad.backends import Array
+import numpy as np
+
+from implicitgrad.backends import Array, backend_of_dtype
 from implicitgrad.errors import SettingTypeError, ShapeError
 from implicitgrad.operators.base import LinearOperator
 
@@ -35,6 +37,7 @@ class Adjoint(LinearOperator):
         self.operator = operator
         self.shape = (operator.shape[1], operator.shape[0])
         self.dtype = operator.dtype
+        self.makes_complex = operator.makes_complex
         self.symmetric = operator.symmetric
 
     def apply(self, x: Array) -> Array:
@@ -67,10 +70,12 @@ class Shifted(LinearOperator):
 
     def __init__(self, alpha: complex, beta: complex, operator: LinearOperator) -> None:
         _require_square("alpha I + beta A", operator)
-        self.alpha, self.beta, self.operator = alpha, beta, operator
+        self.alpha, self.beta, self.operator = _real_if_it_is(alpha), _real_if_it_is(beta), operator
         self.shape = operator.shape
-        self.dtype = operator.dtype
-        self.symmetric = operator.symmetric and complex(alpha).imag == complex(beta).imag == 0
+        turns = isinstance(self.alpha, complex) or isinstance(self.beta, complex)
+        self.dtype = _common_dtype(turns, operator)
+        self.makes_complex = turns or operator.makes_complex
+        self.symmetric = operator.symmetric and not turns
 
     def apply(self, x: Array) -> Array:
         """Return ``alpha x + beta A x``."""
@@ -98,8 +103,8 @@ class Shifted(LinearOperator):
         return self.operator.has_adjoint
 
     def example(self) -> Array:
-        """Return an example of the inner operator."""
-        return self.operator.example()
+        """Return an example of the inner operator, unless a factor has made its dtype another."""
+        return self.operator.example() if self.dtype == self.operator.dtype else super().example()
 
 
 class Sum(LinearOperator):
@@ -110,7 +115,8 @@ class Sum(LinearOperator):
             raise ShapeError(f"A + B: got operators of shapes {left.shape} and {right.shape}, expected equal shapes.")
         self.left, self.right = left, right
         self.shape = left.shape
-        self.dtype = left.dtype if left.dtype is not None else right.dtype
+        self.dtype = _common_dtype(False, left, right)
+        self.makes_complex = left.makes_complex or right.makes_complex
         self.symmetric = left.symmetric and right.symmetric
 
     def apply(self, x: Array) -> Array:
@@ -132,8 +138,8 @@ class Sum(LinearOperator):
         return self.left.has_adjoint and self.right.has_adjoint
 
     def example(self) -> Array:
-        """Return an example of the right part."""
-        return self.right.example()
+        """Return an example of the right part, unless the left one has made the dtype another."""
+        return self.right.example() if self.dtype == self.right.dtype else super().example()
 
 
 class Product(LinearOperator):
@@ -146,7 +152,8 @@ class Product(LinearOperator):
             )
         self.left, self.right = left, right
         self.shape = (left.shape[0], right.shape[1])
-        self.dtype = left.dtype if left.dtype is not None else right.dtype
+        self.dtype = _common_dtype(False, left, right)
+        self.makes_complex = left.makes_complex or right.makes_complex
         self.symmetric = isinstance(left, Adjoint) and left.operator is right  # A^H A; other products need not be
 
     def apply(self, x: Array) -> Array:
@@ -168,8 +175,8 @@ class Product(LinearOperator):
         return self.left.has_adjoint and self.right.has_adjoint
 
     def example(self) -> Array:
-        """Return an example of the right part."""
-        return self.right.example()
+        """Return an example of the right part, unless the left one has made the dtype another."""
+        return self.right.example() if self.dtype == self.right.dtype else super().example()
 
 
 def adjoint(operator: LinearOperator) -> LinearOperator:
@@ -254,6 +261,23 @@ class _Identity(LinearOperator):
 
     def apply(self, x: Array) -> Array:
         return x
+
+
+def _common_dtype(makes_complex: bool, *parts: LinearOperator) -> Any:
+    """Return the dtype of what the parts make together, by NumPy's rules; None where none of them names one."""
+    known = [part.dtype for part in parts if part.dtype is not None]
+    if not known:
+        return None
+    backend = backend_of_dtype(known[0])
+    names = [backend_of_dtype(dtype).dtype_name(dtype) for dtype in known]
+    if "bfloat16" in names or (len(set(names)) == 1 and not makes_complex):
+        return known[0]
+    return backend.dtype(np.result_type(*names, *(["complex64"] if makes_complex else [])).name)
+
+
+def _real_if_it_is(factor: Any) -> Any:
+    """Return a complex number without an imaginary part as a real one: it keeps real vectors real."""
+    return factor.real if isinstance(factor, complex) and factor.imag == 0 else factor
 
 
 def _conj(value: complex) -> complex:

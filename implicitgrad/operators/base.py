@@ -30,6 +30,8 @@ class LinearOperator(ABC):
         The dtype that vectors must have; None where any will do.
     symmetric : bool
         Whether ``A = A^H`` is claimed. ``check_operator`` tests the claim.
+    makes_complex : bool
+        Whether a complex factor makes complex vectors of real ones, so that only complex systems can be solved.
 
     Notes
     -----
@@ -43,6 +45,7 @@ class LinearOperator(ABC):
     shape: tuple[int, int]
     dtype: Any = None
     symmetric: bool = False
+    makes_complex: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Check what the products of a user's class return; those of the package are made of checked ones."""

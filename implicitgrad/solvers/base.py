@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from implicitgrad.backends import Array, backend_of
+from implicitgrad.backends import Array, backend_of, backend_of_dtype
 from implicitgrad.backends.base import DtypeFacts
 from implicitgrad.errors import BackendError, DeviceError, DtypeError, SettingError, SettingTypeError, ShapeError
 from implicitgrad.operators import LinearOperator
@@ -158,15 +158,28 @@ def check_system(name: str, operator: Any, rhs: Any, x0: Any, square: bool = Tru
             f"{name}: got rhs of shape {tuple(rhs.shape)}, expected (..., {rows}) to match operator of shape "
             f"{operator.shape}. A vector is the last axis: flatten the right-hand side with rhs.reshape(-1)."
         )
-    if backend.facts(rhs.dtype) is None:
+    facts = backend.facts(rhs.dtype)
+    if facts is None:
         raise DtypeError(
-            f"{name}: got rhs of dtype {rhs.dtype}, expected floating point. Cast it: integers do not solve."
+            f"{name}: got rhs of dtype {rhs.dtype}, expected real or complex floating point of at most 64 bits a part. "
+            "Cast it: integers do not solve, and LAPACK knows no wider formats."
         )
-    if operator.dtype is not None and backend.dtype_name(rhs.dtype) != _dtype_name(operator.dtype):
+    if operator.makes_complex and not facts.is_complex:
         raise DtypeError(
-            f"{name}: got rhs of dtype {rhs.dtype} for an operator of {operator.dtype}, expected the same. "
-            "Cast one of them."
+            f"{name}: got rhs of dtype {rhs.dtype} for an operator with a complex factor, expected a complex one. "
+            "Cast it."
         )
+    if operator.dtype is not None:
+        theirs = backend_of_dtype(operator.dtype)
+        if {theirs.name, backend.name} == {"numpy", "torch"}:  # other libraries may have NumPy's dtypes for their own
+            raise BackendError(
+                f"{name}: got rhs of {backend.name} for an operator of {theirs.name}, expected one library. Convert it."
+            )
+        if backend.dtype_name(rhs.dtype) != theirs.dtype_name(operator.dtype):
+            raise DtypeError(
+                f"{name}: got rhs of dtype {rhs.dtype} for an operator of {operator.dtype}, expected the same. "
+                "Cast one of them."
+            )
     if x0 is None:
         return
     if backend_of(x0, f"{name} (x0)") is not backend:
@@ -177,9 +190,3 @@ def check_system(name: str, operator: Any, rhs: Any, x0: Any, square: bool = Tru
         raise DtypeError(f"{name}: got x0 of dtype {x0.dtype}, expected {rhs.dtype} as rhs has.")
     if backend.device(x0) != backend.device(rhs):
         raise DeviceError(f"{name}: got x0 on {backend.device(x0)}, expected {backend.device(rhs)} as rhs is.")
-
-
-def _dtype_name(dtype: Any) -> str:
-    from implicitgrad.backends import backend_of_dtype
-
-    return backend_of_dtype(dtype).dtype_name(dtype)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from implicitgrad.backends import Array, Basis
-from implicitgrad.backends.host import all_true, any_true, dot, finite, negate, pick, squared_norm
+from implicitgrad.backends.host import all_true, any_true, dot, finite, negate, pick, square, squared_norm
 from implicitgrad.operators.algebra import split_shift
 from implicitgrad.solvers.base import check_settings, default_max_iters
 from implicitgrad.solvers.iterative import IterativeSolver
@@ -162,8 +162,8 @@ class _Hessenberg:
             below = pick(running, below, 1.0)
         self._columns.append((h, below))
         diagonal, c_last = (h[-1], self._c[-1]) if not self._batch else (h[..., -1], self._c[..., -1])
-        square = abs(beta) ** 2 * (took - abs(diagonal) ** 2) + abs(alpha + beta * diagonal) ** 2 + abs(below) ** 2
-        size = abs(square) ** 0.5
+        rest = square(beta) * (took - square(diagonal))  # of the column, without its diagonal entry
+        size = abs(rest + square(alpha + beta * diagonal) + square(below)) ** 0.5
         self.norm = pick(running & (size > self.norm), size, self.norm)
         product = beta * dot(self._c, h) + alpha * c_last
         closed = running & (below == 0)
@@ -174,7 +174,7 @@ class _Hessenberg:
             self._c = np.concatenate([self._c, following[..., None]], axis=-1)
         else:
             self._c.append(following)
-        self._c_squared = self._c_squared + abs(following) ** 2
+        self._c_squared = self._c_squared + square(following)
         self._exact = self._exact | (closed & negate(null))
         self.residual_norm = pick(self._exact, 0.0, self._start / self._c_squared**0.5)
         return null

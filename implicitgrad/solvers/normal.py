@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from implicitgrad.backends import Array
-from implicitgrad.backends.host import any_true
+from implicitgrad.backends.host import any_true, finite, negate
 from implicitgrad.errors import SettingTypeError
 from implicitgrad.solvers.base import check_settings
 from implicitgrad.solvers.cg import CG
@@ -116,6 +116,8 @@ class NormalEquations(IterativeSolver):
         goal = system.kept.setdefault("goal", system.rtol * start)
         if any_true(null := system.among_live(start == 0)):
             system.break_down(null, Status.LEAST_SQUARES)  # A^H b = 0: x = 0 is the shortest answer
+        if any_true(lost := system.among_live(negate(finite(start)))):
+            system.break_down(lost, Status.NONFINITE_OPERATOR)
         norm_a: Any = system.operator_norm
         first = True
         while True:
@@ -131,6 +133,8 @@ class NormalEquations(IterativeSolver):
             p_squared = backend.squared_norm(p)
             q_squared = backend.squared_norm(q)
             stretch = backend.to_host(backend.quotient(q_squared, p_squared)) ** 0.5
+            if any_true(lost := system.among_live(negate(finite(stretch)))):
+                system.break_down(lost, Status.NONFINITE_OPERATOR)  # or its square is too large
             norm_a = system.operator_norm = max(norm_a, stretch) if system.single else np.fmax(norm_a, stretch)
             alpha = backend.quotient(gamma * unit, q_squared + shift * p_squared)
             r = backend.axpy(-alpha, q, r)

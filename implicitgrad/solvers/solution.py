@@ -112,31 +112,54 @@ class Solution:
         ratio = np.divide(residual, rhs, out=np.where(residual == 0, 0.0, np.inf), where=rhs > 0)
         return float(ratio) if isinstance(self.status, Status) else ratio
 
-    def error_bound(self, sigma_min: float) -> Any:
+    def error_bound(self, sigma_min: Any) -> Any:
         """Return a bound on the error, ``norm(x - x*) <= norm(b - A x) / sigma_min``.
 
         Parameters
         ----------
-        sigma_min : float
-            A lower bound on the smallest singular value of ``A``; the result is as rigorous as this number.
+        sigma_min : float, array (...), or the result of ``smallest_singular_value(A)``
+            A lower bound on the smallest singular value of ``A``, or one for each system; of a result its ``lower``.
+            The bound on the error is as rigorous as this number.
 
         Returns
         -------
         float (*)
-            In the unit of ``x``.
+            In the unit of ``x``; infinite where ``sigma_min`` is 0.
 
         Raises
         ------
         SettingError
-            ``sigma_min`` is not a positive number, or the residual was not measured (a fixed budget).
+            ``sigma_min`` is no such number, or the residual was not measured (a fixed budget).
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import implicitgrad as ig
+        >>> A = ig.DenseOperator(np.diag([1.0, 0.5]))
+        >>> sol = ig.solve(A, np.array([1.0, 1.0]), solver=ig.Neumann(rtol=1e-3))
+        >>> bound = sol.error_bound(ig.smallest_singular_value(A))
+        >>> bool(np.linalg.norm(sol.x - [1, 2]) <= bound <= 2.1e-3 * 2**0.5)
+        True
         """
-        if not isinstance(sigma_min, int | float | np.floating) or not 0 < sigma_min < math.inf:
-            raise SettingError(f"Solution.error_bound: got sigma_min={sigma_min!r}, expected a positive number.")
+        given = getattr(sigma_min, "lower", sigma_min)
+        try:
+            sigma = np.asarray(given, dtype=float)
+            valid = not isinstance(given, bool | str) and bool(((sigma >= 0) & (sigma < math.inf)).all())
+            valid = valid and np.broadcast_shapes(sigma.shape, np.shape(self.status)) == np.shape(self.status)
+        except (TypeError, ValueError):
+            valid = False
+        if not valid or (sigma.ndim == 0 and sigma == 0):
+            raise SettingError(
+                f"Solution.error_bound: got sigma_min={sigma_min!r}, expected a positive number, one for each system, "
+                "or a result of smallest_singular_value for this A."
+            )
         if self.residual_norm is None:
             raise SettingError(
                 "Solution.error_bound: the residual of a fixed budget was not measured. Solve with final_residual=True."
             )
-        return self.residual_norm / sigma_min
+        residual = np.asarray(self.residual_norm, dtype=float)
+        bound = np.divide(residual, sigma, out=np.full(residual.shape, math.inf), where=sigma > 0)
+        return float(bound) if bound.ndim == 0 else bound
 
     @property
     def message(self) -> str:

@@ -76,6 +76,11 @@ class Space:
         facts = backend.facts(like.dtype)
         if facts is None:
             raise DtypeError(f"{name}: got a start of dtype {like.dtype}, expected floating point. Cast it.")
+        if operator.makes_complex and not facts.is_complex:
+            raise DtypeError(
+                f"{name}: got a start of dtype {like.dtype} for an operator with a complex factor, expected a complex "
+                "one. Pass start=."
+            )
         if operator.dtype is not None and backend_of(operator.example()) is not backend:
             raise BackendError(f"{name}: got a start of {type(like).__qualname__}, expected the operator's library.")
         if operator.dtype is not None and operator.dtype != like.dtype:

@@ -62,6 +62,52 @@ def test_complex_factors_are_conjugated_in_the_adjoint():
     assert_is(((1 + 2j) * ig.identity_minus(A)).H, ((1 + 2j) * (np.eye(N) - a)).conj().T, complex)
 
 
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_a_complex_factor_makes_an_operator_of_complex_systems(library):
+    """Solved with a real b: CONVERGED and complex, STAGNATED and real, or an error of NumPy's, by solver."""
+    as_array = np.asarray if library == "numpy" else pytest.importorskip("torch").tensor
+    matrix, b = 0.3 * random_matrix(np.random.default_rng(5), 3, False), np.array([1.0, 2.0, -1.0])
+    J = ig.DenseOperator(as_array(matrix))
+    for A, dense in [
+        (0.5j * J, 0.5j * matrix),
+        (3.0 * J + 1j * J, (3 + 1j) * matrix),
+        (ig.identity_minus(1j * J).H, (np.eye(3) - 1j * matrix).conj().T),
+        ((2j * J) @ J + J, 2j * matrix @ matrix + matrix),
+    ]:
+        assert A.makes_complex
+        assert "complex128" in str(A.dtype)
+        assert "complex128" in str(A.example().dtype)
+        for solver in (ig.GMRES(), ig.Neumann(), ig.BiCGSTAB(), ig.LSMR(), ig.Dense(), None):
+            with pytest.raises(DtypeError, match="for an operator with a complex factor, expected a complex one"):
+                ig.solve(A, as_array(b), solver=solver)
+        x = ig.solve(A, as_array(b + 0j), solver=ig.Dense()).x
+        assert_close(np.asarray(x), np.linalg.solve(dense, b), condition=100)
+        value = ig.smallest_singular_value(A).value
+        assert value == pytest.approx(np.linalg.svd(dense, compute_uv=False)[-1], rel=1e-6)
+    bare = 0.5j * ig.VJPOperator(lambda u: u @ matrix, 3, jvp=lambda v: v @ matrix.T)
+    with pytest.raises(DtypeError, match="complex factor"):
+        ig.adjoint_solve(bare + bare, b)
+    with pytest.raises(DtypeError, match="complex factor"):
+        ig.smallest_singular_value(bare)
+
+
+def test_a_complex_number_without_an_imaginary_part_is_a_real_factor():
+    A = ig.DenseOperator(np.diag([1.0, 2.0]))
+    for factor in (complex(2, 0), np.complex128(2)):
+        assert not (factor * A).makes_complex
+        assert ig.solve(factor * A, np.array([1.0, 2.0])).x.dtype == np.float64
+
+
+def test_operators_of_two_precisions_make_one_of_the_wider():
+    """It took vectors of either, and gave back whichever it came to."""
+    narrow, wide = ig.DenseOperator(np.eye(2, dtype=np.float32)), ig.DenseOperator(np.eye(2))
+    for A in (narrow + wide, wide + narrow, narrow @ wide, wide @ narrow):
+        assert A.dtype == np.float64
+        with pytest.raises(DtypeError, match="rhs of dtype float32 for an operator of float64"):
+            ig.solve(A, np.ones(2, np.float32))
+        assert ig.solve(A, np.ones(2)).x.dtype == np.float64
+
+
 def test_two_identities_give_the_operator_back():
     J = ig.DenseOperator(np.eye(3))
     assert J.H.H is J

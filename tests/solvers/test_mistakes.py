@@ -49,7 +49,20 @@ ARRAYS = [
     ("too short", np.ones(2), ShapeError, ValueError, r"got rhs of shape \(2,\), expected \(\.\.\., 3\)"),
     ("a column", np.ones((3, 1)), ShapeError, ValueError, r"got rhs of shape \(3, 1\).*reshape\(-1\)"),
     ("a number in an array", np.array(1.0), ShapeError, ValueError, r"got rhs of shape \(\)"),
-    ("integers", np.ones(3, int), DtypeError, TypeError, r"rhs of dtype int64, expected floating point"),
+    (
+        "integers",
+        np.ones(3, int),
+        DtypeError,
+        TypeError,
+        r"rhs of dtype int64, expected real or complex floating point.*Cast it",
+    ),
+    (
+        "long doubles",
+        np.ones(3, np.longdouble),
+        DtypeError,
+        TypeError,
+        r"dtype float128, expected .* of at most 64 bits",
+    ),
     ("booleans", np.ones(3, bool), DtypeError, TypeError, r"rhs of dtype bool"),
     ("objects", np.array([1.0, None, 2.0]), DtypeError, TypeError, r"rhs of dtype object"),
     ("a list", [1.0, 2.0, 3.0], BackendError, TypeError, r"type list, expected an array.*numpy\.asarray"),
@@ -104,6 +117,16 @@ def test_arrays_of_two_libraries_are_refused(row):
     watch, J = system()
     with pytest.raises(BackendError, match=r"got x0 of Tensor, expected an array of rhs's library"):
         ig.adjoint_solve(J, np.ones(3), solver=row.solver, x0=torch.ones(3, dtype=torch.float64))
+    assert watch.calls == 0
+
+
+def test_a_right_hand_side_of_another_library_than_the_operator_is_refused(row):
+    torch = pytest.importorskip("torch")
+    with pytest.raises(BackendError, match=r"got rhs of torch for an operator of numpy, expected one library"):
+        ig.adjoint_solve(ig.DenseOperator(MATRIX), torch.ones(3, dtype=torch.float64), solver=row.solver)
+    watch, J = system(dtype=torch.float64)
+    with pytest.raises(BackendError, match=r"got rhs of numpy for an operator of torch"):
+        ig.adjoint_solve(J, np.ones(3), solver=row.solver)
     assert watch.calls == 0
 
 

@@ -256,6 +256,21 @@ def test_products_that_overflow_are_nonfinite(row):
     assert np.isfinite(solution.x).all()
 
 
+@pytest.mark.fault(44)
+@pytest.mark.parametrize("batch", [(), (2,)])
+@pytest.mark.parametrize("size", [1e150, 1e155, 1e160, 1e300])
+def test_a_product_whose_square_overflows_is_said_at_once(row, size, batch):
+    """NormalEquations took thirty idle steps from zero, and said MAX_ITERS; GMRES let an OverflowError through."""
+    for matrix in (np.diag([1.0, 2.0, 3.0]), np.ones((3, 3))):
+        J = ig.DenseOperator(size * matrix, symmetric=True)
+        with np.errstate(all="ignore"):
+            solution = ig.adjoint_solve(J, np.ones((*batch, 3)), solver=row.solver, on_failure="return")
+        assert solution.num_matvecs + solution.num_rmatvecs <= 24
+        assert np.isfinite(solution.x).all()
+        if np.all(solution.converged):
+            np.testing.assert_allclose(size * matrix @ solution.x.T, -1.0, rtol=1e-8)
+
+
 # -- floors, restarts, breakdown ---------------------------------------------------------------------------------------
 def test_the_floor_of_single_precision_is_recognized_with_few_products_wasted(row):
     """STAGNATED (or the floor's other names), where rtol asks for more than float32 has."""

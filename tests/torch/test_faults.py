@@ -353,12 +353,24 @@ class TestNanAndInf:
 
     @pytest.mark.fault(45)
     def test_a_cotangent_that_is_not_finite_warns(self):
-        """FAULTS 45: a loss that became NaN is told by the layer, since the gradient that comes back is finite."""
-        z, _ = simple(torch.ones(2, requires_grad=True))
+        """FAULTS 45: and NaN goes through the layer, for a GradScaler to find: zeros would be a step."""
         x = torch.ones(2, requires_grad=True)
         z = igt.fixed_point(lambda z, x: 0.5 * z + x, torch.zeros(2), x)
         with pytest.warns(ig.ConvergenceWarning, match="backward.*NONFINITE_INPUT"):
             (z * math.nan).sum().backward()
+        assert torch.isnan(x.grad).all()
+
+    @pytest.mark.fault(45, 46)
+    def test_a_row_that_is_not_finite_spoils_no_other_and_no_warm_start(self):
+        x = torch.ones(2, 3, dtype=DOUBLE, requires_grad=True)
+        report = igt.Report()
+        z = igt.fixed_point(
+            lambda z, x: 0.5 * z + x, torch.zeros_like(x), x, batch_ndim=1, report=report, on_failure="return"
+        )
+        z.backward(torch.tensor([[1.0, math.inf, 0.0], [1.0, 2.0, 3.0]], dtype=DOUBLE))
+        assert torch.isnan(x.grad[0]).all()
+        torch.testing.assert_close(x.grad[1], torch.tensor([2.0, 4.0, 6.0], dtype=DOUBLE))
+        assert torch.isfinite(report.backward.x).all()  # the next step may start from it
 
     @pytest.mark.fault(47)
     def test_a_derivative_that_is_not_finite_has_a_status(self):

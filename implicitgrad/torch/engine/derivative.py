@@ -105,4 +105,9 @@ class Adjoint:
         if self.tell is not None:
             self.tell(solution)
         report_failure(name, solution, policy, level_of_caller())
+        # NaN goes through a layer as through any other operation: a GradScaler looks for it in the gradients.
+        lost = np.asarray(solution.status) == Status.NONFINITE_INPUT
+        if lost.any():
+            mask = torch.as_tensor(lost, device=cotangent.device)[..., None]
+            solution = replace(solution, x=torch.where(mask, torch.nan, solution.x))
         return solution
