@@ -11,14 +11,31 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from implicitgrad.backends import Array, opened
+from implicitgrad.backends.host import pick
 from implicitgrad.errors import ConvergenceWarning, MissingProductError, NotConvergedError, SettingTypeError
 from implicitgrad.operators import LinearOperator, identity_minus
+from implicitgrad.operators.check import mixes_systems
 from implicitgrad.solvers.auto import Auto, fall_back
 from implicitgrad.solvers.base import Solver, check_system
 from implicitgrad.solvers.solution import Solution
+from implicitgrad.status import Status
 
 __all__ = ["adjoint_solve", "report_failure", "solve", "tangent_solve"]
+
+# What a method says of a matrix, and would say of products that are of none.
+_OF_ONE_MATRIX = {
+    Status.MAX_ITERS,
+    Status.STAGNATED,
+    Status.DIVERGED,
+    Status.BREAKDOWN,
+    Status.SINGULAR,
+    Status.INDEFINITE,
+    Status.LEAST_SQUARES,
+    Status.ADJOINT_MISMATCH,
+}
 
 
 def adjoint_solve(
@@ -164,6 +181,7 @@ def _solve(
             on_failure = "raise"
         else:
             solution = solver.solve(operator, rhs, x0)
+        solution = _told_apart(solution, operator, rhs)
     except MissingProductError as error:
         error.nested = True  # for whoever has asked for this solve inside of a product
         raise
@@ -171,3 +189,18 @@ def _solve(
         solution = replace(solution, x=solution.x.to_dtensor())
     report_failure(name, solution, on_failure, stacklevel=4)
     return solution
+
+
+def _told_apart(solution: Solution, operator: LinearOperator, rhs: Array) -> Solution:
+    """Return ``solution``, with the systems that failed ``COUPLED`` where the rows of the batch are none.
+
+    Of rows that mix a method sees products that are of no matrix, and blames whatever it looks at: the transpose, the
+    spectral radius, rounding. One product more tells, and is spent after a failure only.
+    """
+    statuses = np.asarray(solution.status, dtype=object)
+    failed = np.array([status in _OF_ONE_MATRIX for status in statuses.ravel()], bool).reshape(statuses.shape)
+    if failed.size < 2 or not failed.any():
+        return solution
+    if mixes_systems(operator, rhs):
+        statuses = pick(failed, Status.COUPLED, statuses)
+    return replace(solution, status=statuses, num_matvecs=solution.num_matvecs + 1)

@@ -63,8 +63,8 @@ class Status(Enum):
         "<A p, r> and <p, A^T r> differ beyond rounding, so jvp and vjp are not of one matrix: run check_operator."
     )
     COUPLED = (
-        "The residual of a system that was done has changed with the others, so the leading axes are no independent "
-        "systems: leave batch_ndim at 0, or let the map treat each sample by itself."
+        "The leading axes are no independent systems: the residual of one that was done has changed with the others, "
+        "or a product of some reaches the rest. Leave batch_ndim at 0, or let the map treat each sample by itself."
     )
     OVERFLOW = "The solution is too large for its dtype: scale the right-hand side down, or use a wider dtype."
     NONFINITE_INPUT = "The right-hand side or x0 holds NaN or Inf: look at the loss and at the forward pass."

@@ -10,6 +10,7 @@ import pytest
 import implicitgrad as ig
 from implicitgrad import ConvergenceWarning, NotConvergedError, SettingError, Status
 from implicitgrad.testing import assert_close, make_problem, random_matrix
+from implicitgrad.testing.counting import counted
 
 RNG = np.random.default_rng(0)
 MATRIX = 0.2 * random_matrix(RNG, 4, True)
@@ -193,6 +194,52 @@ def test_each_system_has_an_error_bound_of_its_own():
             sol.error_bound(wrong)
     with pytest.raises(SettingError, match="expected a positive number"):
         single.error_bound(smallest)
+
+
+SOLVERS = [
+    None,
+    ig.GMRES(),
+    ig.BiCGSTAB(),
+    ig.LSMR(),
+    ig.NormalEquations(),
+    ig.Dense(),
+    ig.Neumann(max_iters=5),  # the series knows no systems, and is right, given time
+    ig.CG(),
+    ig.MINRES(),
+]
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+@pytest.mark.parametrize("batch", [(6,), (2, 3)])
+def test_a_failed_solve_of_rows_that_mix_says_so_and_blames_nothing_else(solver, batch):
+    """ADJOINT_MISMATCH of products from autograd, 'use a longer restart', 'use GMRES' of GMRES's own failure."""
+    rng = np.random.default_rng(1)
+    whole = rng.standard_normal((30, 30))
+    whole *= 0.9 / np.linalg.norm(whole, 2)
+    vjp, jvp = (
+        (lambda u: (u.reshape(30) @ whole).reshape(u.shape)),
+        (lambda v: (whole @ v.reshape(30)).reshape(v.shape)),
+    )
+    J = ig.VJPOperator(vjp, 5, jvp=jvp, batched=True)
+    A, calls = counted(ig.identity_minus(J).H)
+    g = rng.standard_normal((*batch, 5))
+    solution = ig.solve(A, g, solver=solver, on_failure="return")
+    assert not solution.is_good
+    assert all(status in (Status.COUPLED, Status.CONVERGED) for status in solution.status.ravel())
+    assert (solution.num_matvecs, solution.num_rmatvecs) == calls()
+    with pytest.raises(NotConvergedError, match="Leave batch_ndim at 0"):
+        ig.adjoint_solve(J, g, solver=solver)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_a_failed_solve_of_rows_of_their_own_keeps_its_status(solver):
+    """The other side; the product that asks is counted."""
+    rng = np.random.default_rng(2)
+    matrix = np.eye(5) - np.diag([0.0, 1.0, 1.0, 2.0, 3.0])  # I - J is singular
+    A, calls = counted(ig.identity_minus(ig.DenseOperator(matrix)).H)
+    solution = ig.solve(A, rng.standard_normal((4, 5)), solver=solver, on_failure="return")
+    assert not any(status in (Status.COUPLED, Status.CONVERGED) for status in solution.status)
+    assert (solution.num_matvecs, solution.num_rmatvecs) == calls()
 
 
 def test_a_solution_prints_its_message():

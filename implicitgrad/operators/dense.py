@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from implicitgrad.backends import Array, backend_of
-from implicitgrad.errors import DtypeError, ShapeError
+from implicitgrad.errors import BackendError, DtypeError, ShapeError
 from implicitgrad.operators.base import LinearOperator
 
 __all__ = ["DenseOperator"]
@@ -47,11 +47,19 @@ class DenseOperator(LinearOperator):
 
     def apply(self, x: Array) -> Array:
         """Return ``A x``."""
-        return self._backend.apply_matrix(self._matrix, x)
+        return self._product(self._matrix, x)
 
     def apply_adjoint(self, y: Array) -> Array:
         """Return ``A^H y``."""
-        return self._backend.apply_matrix(self._adjoint, y)
+        return self._product(self._adjoint, y)
+
+    def _product(self, matrix: Array, x: Array) -> Array:
+        if (theirs := backend_of(x)) is not self._backend and {theirs.name, self._backend.name} == {"numpy", "torch"}:
+            raise BackendError(
+                f"DenseOperator: got a vector of {theirs.name} for a matrix of {self._backend.name}, expected one "
+                "library. Convert one of them."
+            )
+        return self._backend.apply_matrix(matrix, x)
 
     def example(self) -> Array:
         """Return a zero vector for each matrix."""

@@ -169,17 +169,11 @@ def check_system(name: str, operator: Any, rhs: Any, x0: Any, square: bool = Tru
             f"{name}: got rhs of dtype {rhs.dtype} for an operator with a complex factor, expected a complex one. "
             "Cast it."
         )
-    if operator.dtype is not None:
-        theirs = backend_of_dtype(operator.dtype)
-        if {theirs.name, backend.name} == {"numpy", "torch"}:  # other libraries may have NumPy's dtypes for their own
-            raise BackendError(
-                f"{name}: got rhs of {backend.name} for an operator of {theirs.name}, expected one library. Convert it."
-            )
-        if backend.dtype_name(rhs.dtype) != theirs.dtype_name(operator.dtype):
-            raise DtypeError(
-                f"{name}: got rhs of dtype {rhs.dtype} for an operator of {operator.dtype}, expected the same. "
-                "Cast one of them."
-            )
+    if operator.dtype is not None and backend.dtype_name(rhs.dtype) != _dtype_name(operator.dtype):
+        raise DtypeError(
+            f"{name}: got rhs of dtype {rhs.dtype} for an operator of {operator.dtype}, expected the same. "
+            "Cast one of them."
+        )
     if x0 is None:
         return
     if backend_of(x0, f"{name} (x0)") is not backend:
@@ -190,3 +184,7 @@ def check_system(name: str, operator: Any, rhs: Any, x0: Any, square: bool = Tru
         raise DtypeError(f"{name}: got x0 of dtype {x0.dtype}, expected {rhs.dtype} as rhs has.")
     if backend.device(x0) != backend.device(rhs):
         raise DeviceError(f"{name}: got x0 on {backend.device(x0)}, expected {backend.device(rhs)} as rhs is.")
+
+
+def _dtype_name(dtype: Any) -> str:
+    return backend_of_dtype(dtype).dtype_name(dtype)

@@ -19,6 +19,7 @@ class Counted(LinearOperator):
         self.shape = operator.shape
         self.dtype = operator.dtype
         self.symmetric = operator.symmetric
+        self.makes_complex = operator.makes_complex
         self.forward = 0
         self.adjoint = 0
 

@@ -89,6 +89,17 @@ def test_an_operator_that_mixes_the_batch_is_named():
     assert ig.check_operator(J).ok, "one vector does not show it"
 
 
+@pytest.mark.parametrize("spared", range(4))
+def test_rows_that_mix_are_found_whichever_they_leave_alone(spared):
+    """Only the first row was exchanged; one without a link to the others hid what they do among themselves."""
+    links = np.ones((4, 4)) - np.eye(4)
+    links[spared] = links[:, spared] = 0.0
+    J = ig.VJPOperator(lambda u: 0.1 * links @ u if u.ndim > 1 else u, 5)
+    for like in (np.zeros((4, 5)), np.zeros((1, 4, 5))[0]):
+        check = ig.check_operator(J, like=like, raises=False)
+        assert any("batch independence" in fault for fault in check.faults)
+
+
 @pytest.mark.fault(53)
 def test_an_operator_that_writes_into_its_input_is_named():
     def vjp(u):
