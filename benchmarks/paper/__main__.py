@@ -21,6 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
     except DataError as error:
         print(f"{options.experiment}: {error}", file=sys.stderr)
         return 1
+    if options.quick:
+        print("\n--quick: a toy from end to end; beside the paper's its figures mean nothing.")
     return 0
 
 

@@ -141,4 +141,5 @@ def machine(device: str = "cpu") -> str:
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
     except OSError:
         pass
-    return f"{name}, {os.cpu_count()} cores, {os.environ.get('OMP_NUM_THREADS', 'all')} threads"
+    threads = os.environ.get("OMP_NUM_THREADS", "all")
+    return f"{name}, {os.cpu_count()} cores, {threads} thread{'' if threads == '1' else 's'}"

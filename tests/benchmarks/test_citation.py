@@ -338,6 +338,7 @@ def test_cora_is_the_papers_and_151_of_its_links_are_repetitions():
 def test_table_a3_compares_where_every_method_has_three_runs(graph, tmp_path):
     records = Records(tmp_path / "runs.jsonl")
     run_all(graph, plan(["baseline", "tbptt"], range(3), (2, 4)), SETTING, records)
+    assert "further" not in tables.recurrent(records)  # a column of nothing
     run_all(graph, plan(["baseline"], range(3), (6,)), SETTING, records)
     table = tables.recurrent(records)
     assert "ours, 4 epochs (runs)" in table

@@ -40,10 +40,10 @@ NETWORKS = ("cora", "citeseer", "pubmed")
 NOTES = {
     "statistics": "Table A2. The paper's edges are the links as listed; 'edges' counts each pair of nodes once.",
     "recurrent": "Table A3. Mean +- standard deviation of the best validation accuracy of a run, in per cent; the "
-    "difference +- its standard error, from both deviations pooled. Last update: norm(F(h) - h) / norm(F(h)) after the "
-    "last step, over all looks; fixed points: looks at which it was below 1e-5.",
-    "comparison": "The same splits, in per cent. Differences are paired, +- their standard error, and in how many "
-    "splits the row is ahead.",
+    "difference +- its standard error, from both deviations pooled. A look is taken every 20 epochs. Last update: "
+    "norm(F(h) - h) / norm(F(h)) after the last step, over all looks; fixed points: looks at which it was below 1e-5.",
+    "comparison": "The same splits, in per cent: mean +- standard deviation. Differences are paired, +- their standard "
+    "error, and in how many splits the row is ahead.",
     "diagnoses": "What igt.diagnose says of three of these networks, and of the trained equilibrium network.",
     "why": "After T steps. Size: of the state, relative to the initial one. Growth: of a difference of 1e-6 at first. "
     "Start, features: what is left of the difference to a network that begins with, or has, the features of other "
@@ -104,7 +104,11 @@ def count_all(options: Options, records: Records) -> None:
 
 def blocks(records: Records) -> dict[str, str]:
     """Return what ``docs/reproduction.md`` shows of the records."""
-    return {f"citation-{part}": getattr(tables, part)(records, markdown=True) for part in PARTS}
+    return {f"citation-{part}": _block(part, records) for part in PARTS}
+
+
+def _block(part: str, records: Records) -> str:
+    return f"{getattr(tables, part)(records, markdown=True)}\n\n{fill(NOTES[part], 125, break_on_hyphens=False)}"
 
 
 def _chosen(only: tuple[str, ...]) -> tuple[set[str], list[str], list[str]]:
