@@ -179,7 +179,7 @@ def draw_recalls(runs: list[Run], digits: Digits, path: Path) -> None:
     ]
     title = "An associative memory, trained through its fixed point"
     subtitle = (
-        "Half of each stored digit is erased; the network, which was trained on whole ones, fills it in. "
+        "Half of each stored digit is erased; the network, which was trained on whole ones, is to fill it in. "
         "Pale red: still missing. Red: ink in error."
     )
     draw([given, recalled], title, subtitle, path)

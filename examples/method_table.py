@@ -89,9 +89,10 @@ def verdict(runs: list[Run]) -> str:
     if len(learned) > 1:
         best, worst = (choose(learned, key=lambda run: run.errors[-1]) for choose in (min, max))
         fewest = min(learned, key=lambda run: run.products)
+        unseen = "" if worst.statuses else ", with nothing to tell it"
         sentences.append(
             f"Among those that learned, {best.method.name} had the most exact gradient ({best.errors[-1]:.1e}) and "
-            f"{worst.method.name} the worst ({worst.errors[-1]:.1e}); {fewest.method.name} took the fewest products, "
+            f"{worst.method.name} the worst ({worst.errors[-1]:.1e}{unseen}); {fewest.method.name} took the fewest products, "
             f"{fewest.products:.1f} a gradient to the {max(run.products for run in learned):.1f} of "
             f"{max(learned, key=lambda run: run.products).method.name}."
         )

@@ -170,7 +170,9 @@ def test_the_verdict_is_made_of_the_numbers(demo, net):
     text = demo.table.verdict(runs)
     assert "RBP did not learn: its loss came to 300% of the first. Its gradient was off by 400%" in text
     assert "and its solves said so: MAX_ITERS 100%." in text
-    assert "BPTT had the most exact gradient (1.0e-09) and GMRES the worst (1.0e-04)" in text
+    assert "BPTT had the most exact gradient (1.0e-09) and GMRES the worst (1.0e-04, with nothing to tell it)" in text
+    runs[-1].statuses = Counter(CONVERGED=5)
+    assert "GMRES the worst (1.0e-04)" in demo.table.verdict(runs)
     assert "BPTT took the fewest products" in text
     assert len(demo.table.table(runs).splitlines()) == 3 + len(runs)
 
