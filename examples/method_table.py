@@ -92,8 +92,8 @@ def verdict(runs: list[Run]) -> str:
         unseen = "" if worst.statuses else ", with nothing to tell it"
         sentences.append(
             f"Among those that learned, {best.method.name} had the most exact gradient ({best.errors[-1]:.1e}) and "
-            f"{worst.method.name} the worst ({worst.errors[-1]:.1e}{unseen}); {fewest.method.name} took the fewest products, "
-            f"{fewest.products:.1f} a gradient to the {max(run.products for run in learned):.1f} of "
+            f"{worst.method.name} the worst ({worst.errors[-1]:.1e}{unseen}); {fewest.method.name} took the fewest "
+            f"products, {fewest.products:.1f} a gradient to the {max(run.products for run in learned):.1f} of "
             f"{max(learned, key=lambda run: run.products).method.name}."
         )
     return " ".join(sentences)
