@@ -310,9 +310,9 @@ def test_the_curves_end_at_their_names_and_a_lost_trial_ends_where_its_numbers_d
     names = {text.get_text(): text.get_position()[1] for text in axes.texts if "K = 10" in text.get_text()}
     heights = sorted(names.values())
     assert len(heights) == 3
-    assert np.diff(heights).min() >= 0.99 * curves._APART
+    assert np.diff(heights).min() >= 0.99 * curves._APART  # both of the good ones end at 0.3
     to_axes = axes.transData + axes.transAxes.inverted()
-    assert heights[0] == pytest.approx(to_axes.transform((0, 0.3))[1])
+    assert np.mean(heights[:2]) == pytest.approx(to_axes.transform((0, 0.3))[1])
     assert names["RBP, K = 10"] == pytest.approx(to_axes.transform((0, 7.0))[1])
 
 

@@ -68,7 +68,9 @@ def _label_ends(axes, cells: Cells) -> None:
         ends.append((place, f"{method}, K = {truncate}", all(succeeded(result, "first") for result in results)))
     ends.sort()
     places = [place for place, _, _ in ends]
-    for i in range(1, len(places)):
-        places[i] = max(places[i], places[i - 1] + _APART)
+    while crowded := [i for i in range(1, len(places)) if places[i] - places[i - 1] < 0.999 * _APART]:
+        for i in crowded:  # apart from the middle, so that a bundle of curves has its names around its end
+            middle = (places[i] + places[i - 1]) / 2
+            places[i - 1], places[i] = middle - _APART / 2, middle + _APART / 2
     for place, (_, name, good) in zip(places, ends, strict=True):
         axes.text(1.015, place, name, size=8.5, color=INK if good else ALARM, va="center", transform=axes.transAxes)
