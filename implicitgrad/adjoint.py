@@ -195,12 +195,17 @@ def _told_apart(solution: Solution, operator: LinearOperator, rhs: Array) -> Sol
     """Return ``solution``, with the systems that failed ``COUPLED`` where the rows of the batch are none.
 
     Of rows that mix a method sees products that are of no matrix, and blames whatever it looks at: the transpose, the
-    spectral radius, rounding. One product more tells, and is spent after a failure only.
+    spectral radius, rounding. A few products more tell, and are spent after a failure only.
     """
     statuses = np.asarray(solution.status, dtype=object)
-    failed = np.array([status in _OF_ONE_MATRIX for status in statuses.ravel()], bool).reshape(statuses.shape)
-    if failed.size < 2 or not failed.any():
+    if statuses.size < 2 or (statuses == Status.CONVERGED).all() or not operator.shape[1]:
         return solution
-    if mixes_systems(operator, rhs):
-        statuses = pick(failed, Status.COUPLED, statuses)
-    return replace(solution, status=statuses, num_matvecs=solution.num_matvecs + 1)
+    failed = np.array([status in _OF_ONE_MATRIX for status in statuses.ravel()], bool).reshape(statuses.shape)
+    if not failed.any():
+        return solution
+    mixed, spent = mixes_systems(operator, rhs)
+    return replace(
+        solution,
+        status=pick(failed, Status.COUPLED, statuses) if mixed else statuses,
+        num_matvecs=solution.num_matvecs + spent,
+    )

@@ -68,7 +68,10 @@ class Status(Enum):
     )
     OVERFLOW = "The solution is too large for its dtype: scale the right-hand side down, or use a wider dtype."
     NONFINITE_INPUT = "The right-hand side or x0 holds NaN or Inf: look at the loss and at the forward pass."
-    NONFINITE_OPERATOR = "A product of the operator held NaN or Inf: look at the map and its derivative at this point."
+    NONFINITE_OPERATOR = (
+        "A product of the operator held NaN or Inf, or numbers whose squares overflow: look at the map and its "
+        "derivative at this point."
+    )
     FORWARD_NOT_CONVERGED = (
         "The forward solve did not reach a fixed point, so the implicit gradient belongs to another point: "
         "give the forward pass more iterations, or make the map contract."

@@ -186,10 +186,14 @@ def test_each_system_has_an_error_bound_of_its_own():
     one = sol.error_bound(smallest.min())
     assert (one >= sol.error_bound(smallest)).all()
     assert sol.error_bound(np.array([1.0, 0.0, 1.0]))[1] == np.inf
+    singular = ig.DenseOperator(np.diag([1.0, 0.0]))
+    least = ig.solve(singular, np.array([1.0, 0.0]), solver=ig.LSMR(), on_failure="return")
+    assert least.error_bound(ig.smallest_singular_value(singular)) == np.inf  # known, and nothing is
     single = ig.solve(ig.DenseOperator(dense[0]), b[0], solver=ig.GMRES(rtol=1e-2))
     for sigma in (np.array(0.5), np.int64(1), 1, np.float32(0.5)):
         assert isinstance(single.error_bound(sigma), float)
-    for wrong in (smallest[:2], np.ones((2, 3)), "0.5", None, True, [0.1, -0.1, 0.1], 1j):
+    wrongs = (smallest[:2], np.ones((2, 3)), "0.5", None, True, np.True_, [0.1, -0.1, 0.1], 1j, np.array(0.5 + 1j))
+    for wrong in wrongs:
         with pytest.raises(SettingError, match="expected a positive number, one for each system"):
             sol.error_bound(wrong)
     with pytest.raises(SettingError, match="expected a positive number"):
@@ -229,6 +233,20 @@ def test_a_failed_solve_of_rows_that_mix_says_so_and_blames_nothing_else(solver,
     assert (solution.num_matvecs, solution.num_rmatvecs) == calls()
     with pytest.raises(NotConvergedError, match="Leave batch_ndim at 0"):
         ig.adjoint_solve(J, g, solver=solver)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_a_constant_term_is_no_coupling(solver):
+    """The other rows' products are not zero then, either."""
+    J = ig.VJPOperator(lambda u: u @ np.diag([0.5, 3.0]) + 0.1, 2, jvp=lambda v: v @ np.diag([0.5, 3.0]) + 0.1)
+    solution = ig.adjoint_solve(J, RNG.standard_normal((3, 2)), solver=solver, on_failure="return")
+    assert not any(status is Status.COUPLED for status in solution.status)
+
+
+def test_a_batch_of_empty_systems_costs_nothing():
+    A, calls = counted(ig.DenseOperator(np.zeros((3, 0))))
+    solution = ig.solve(A, np.ones((2, 3)), solver=ig.LSMR(), on_failure="return")
+    assert (solution.num_matvecs, solution.num_rmatvecs) == calls()
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)

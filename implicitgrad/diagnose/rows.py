@@ -18,9 +18,8 @@ _PAIR = "adjoint identity"
 def coupling(J: LinearOperator, g: Array, check: OperatorCheck, eps: float, seed: int) -> float:
     """Return by how much a row's product with ``J`` depends on the other rows of ``g``, relatively; 0.0 if not at all.
 
-    ``check`` is that of ``J`` at ``g``. It exchanges the first row, and so misses rows that leave that one alone, such
-    as those of a graph whose first node has no edge. Their adjoint identity fails row by row and holds for all rows
-    together.
+    ``check`` is that of ``J`` at ``g``, which exchanges halves of the rows. What stays below its tolerance there
+    shows in the adjoint identity, which fails row by row and holds for all rows together.
     """
     if g.ndim < 2 or not repeatable(check):
         return 0.0

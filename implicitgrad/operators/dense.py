@@ -41,7 +41,7 @@ class DenseOperator(LinearOperator):
         self.shape = (matrix.shape[-2], matrix.shape[-1])
         self.dtype = matrix.dtype
         self.symmetric = bool(symmetric)
-        self._backend = backend
+        self._backend, self._kind = backend, type(matrix)
         self._matrix = backend.stop_gradient(matrix)
         self._adjoint = backend.conjugate_transpose(self._matrix)
 
@@ -54,7 +54,11 @@ class DenseOperator(LinearOperator):
         return self._product(self._adjoint, y)
 
     def _product(self, matrix: Array, x: Array) -> Array:
-        if (theirs := backend_of(x)) is not self._backend and {theirs.name, self._backend.name} == {"numpy", "torch"}:
+        if (
+            type(x) is not self._kind
+            and (theirs := backend_of(x)) is not self._backend
+            and {theirs.name, self._backend.name} == {"numpy", "torch"}
+        ):
             raise BackendError(
                 f"DenseOperator: got a vector of {theirs.name} for a matrix of {self._backend.name}, expected one "
                 "library. Convert one of them."

@@ -236,6 +236,7 @@ class Iteration:
             self.measured = False
         else:
             self._measure(x)
+            left = self.r_norm
             if cycle.behind is not None:
                 size, former = cycle.behind
                 worse = self.open & negate((self.r_norm <= system.threshold) | (self.r_norm <= size))
@@ -250,7 +251,7 @@ class Iteration:
             slope = system.backend.host_norm((system.matvec if system.operator.symmetric else system.rmatvec)(self.r))
             drifted = slope > system.eps**0.5 * system.operator_norm * self.r_norm
             cycle.reason = pick(claim & drifted, Status.BREAKDOWN, cycle.reason)
-        gained = False if self.fixed else self.r_norm < 0.5 * cycle.started_from
+        gained = False if self.fixed else left < 0.5 * cycle.started_from  # by the method, not by falling back
         for status in Status:
             self._close(self.open & (cycle.reason == status) & negate(gained), status)
         if self.fixed:
@@ -261,7 +262,7 @@ class Iteration:
             return
 
         # The floor of the format: x solves a system within a few eps of this one, so b - A x is all rounding.
-        x_norm = system.backend.host_norm(x)
+        x_norm = system.backend.host_norm(self.x)
         floor = 4 * system.eps * (system.rhs_norm + system.operator_norm * x_norm)
         self._close(self.open & (self.r_norm <= floor), Status.STAGNATED)
         # A claim is false when the recurrence has drifted. One restart is always granted; later ones must deliver at

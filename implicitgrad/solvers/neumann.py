@@ -50,8 +50,9 @@ class Neumann(IterativeSolver):
     -----
     Converges when the spectral radius of ``I - s A`` is below one (Saad, Iterative Methods for Sparse Linear Systems,
     2nd ed., sec. 4.2.1), by that factor a step; ``s = 1`` without damping. ``b - A x_K = (I - s A)^(K+1) b`` (Liao et
-    al. 2018, eq. 7 of the appendix). Cost: one product, one addition and one norm a term; two vectors. The check of
-    ``x_K`` costs nothing extra where it fails, for the recomputed residual is the next term. ``DIVERGED`` is said when
+    al. 2018, eq. 7 of the appendix). Cost: one product, one addition and one norm a term; two vectors. Where
+    the check of ``x_K`` fails, the recomputed residual is the next term, and a better sum before it is measured, too,
+    with one product more. ``DIVERGED`` is said when
     five terms in a row have grown and their rounding alone exceeds the bound. With a fixed budget ``Solution.bias``
     estimates what was cut off.
 

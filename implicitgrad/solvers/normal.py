@@ -114,8 +114,8 @@ class NormalEquations(IterativeSolver):
         if shift and "goal" not in system.kept and warm:  # a guess neither loosens nor tightens what is asked for
             start = backend.host_norm(system.rmatvec(system.rhs))
         goal = system.kept.setdefault("goal", system.rtol * start)
-        if any_true(null := system.among_live(start == 0)):
-            system.break_down(null, Status.LEAST_SQUARES)  # A^H b = 0: x = 0 is the shortest answer
+        if any_true(null := system.among_live(backend.to_host(unit) == 0)):
+            system.break_down(null, Status.LEAST_SQUARES)  # of A^H b = 0, x = 0 is the shortest answer
         if any_true(lost := system.among_live(negate(finite(start)))):
             system.break_down(lost, Status.NONFINITE_OPERATOR)
         norm_a: Any = system.operator_norm

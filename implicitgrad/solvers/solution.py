@@ -143,12 +143,12 @@ class Solution:
         """
         given = getattr(sigma_min, "lower", sigma_min)
         try:
-            sigma = np.asarray(given, dtype=float)
-            valid = not isinstance(given, bool | str) and bool(((sigma >= 0) & (sigma < math.inf)).all())
+            sigma = np.asarray(given)
+            valid = sigma.dtype.kind in "iuf" and bool(((sigma >= 0) & (sigma < math.inf)).all())
             valid = valid and np.broadcast_shapes(sigma.shape, np.shape(self.status)) == np.shape(self.status)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RuntimeError):  # the last of a tensor with a history
             valid = False
-        if not valid or (sigma.ndim == 0 and sigma == 0):
+        if not valid or (given is sigma_min and sigma.ndim == 0 and sigma == 0):
             raise SettingError(
                 f"Solution.error_bound: got sigma_min={sigma_min!r}, expected a positive number, one for each system, "
                 "or a result of smallest_singular_value for this A."

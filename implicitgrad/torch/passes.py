@@ -133,6 +133,7 @@ class Pass:
                 function.refuse_late_captures(solution.x)  # a backward pass, which would have seen them, will not come
         if not function.is_linked and not _is_one_step(self.adjoint.solver):
             self._refuse_a_broken_graph(solution.x)
+            solution = replace(solution, num_matvecs=solution.num_matvecs + 2)
         if report is not None:
             report.forward, report.backward = solution, None
             report.trajectory = [layout.stacked(point).unravel(point) for point in solution.trajectory]

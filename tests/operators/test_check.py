@@ -89,6 +89,20 @@ def test_an_operator_that_mixes_the_batch_is_named():
     assert ig.check_operator(J).ok, "one vector does not show it"
 
 
+@pytest.mark.parametrize("batch", [(2,), (3,), (4,), (5,), (2, 3), (17,)])
+def test_rows_that_change_places_are_found(batch):
+    """A reversal maps a half of the rows to itself; any two rows are in different halves of some split."""
+    count = int(np.prod(batch))
+    for step in range(1, count):
+        J = ig.VJPOperator(lambda u, k=step: 0.9 * np.roll(u.reshape(count, 3), k, axis=0).reshape(u.shape), 3)
+        check = ig.check_operator(J, like=np.zeros((*batch, 3)), raises=False)
+        assert any("batch independence" in fault for fault in check.faults)
+    J = ig.VJPOperator(lambda u: 0.9 * u + 0.9 * u[::-1], 3)
+    assert any("batch independence" in fault for fault in ig.check_operator(J, np.zeros((4, 3)), raises=False).faults)
+    solution = ig.adjoint_solve(J, np.ones((4, 3)), solver=ig.Neumann(), on_failure="return")
+    assert all(status is ig.Status.COUPLED for status in solution.status)
+
+
 @pytest.mark.parametrize("spared", range(4))
 def test_rows_that_mix_are_found_whichever_they_leave_alone(spared):
     """Only the first row was exchanged; one without a link to the others hid what they do among themselves."""

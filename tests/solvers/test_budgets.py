@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -87,6 +88,15 @@ def test_a_shifted_system_has_one_answer_whatever_the_first_guess(seed, shift, f
         solution = ig.solve(ig.DenseOperator(A), b, solver=solver, x0=x0, on_failure="return")
         assert solution.status is (Status.TRUNCATED if fixed else Status.LEAST_SQUARES)
         assert np.abs(solution.x - expected).max() <= 1e-9 * max(1.0, factor * fixed) * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("x0", [None, [3.0, 2.0], [0.0, 1e-3]])
+def test_a_shifted_system_without_a_right_hand_side_has_the_answer_zero(x0):
+    """A^H b = 0 was taken for a first guess that is the answer."""
+    A, b = ig.DenseOperator(np.diag([1.0, 0.0])), np.array([0.0, 1.0])
+    guess = None if x0 is None else np.array(x0)
+    solution = ig.solve(A, b, solver=ig.NormalEquations(ig.CG(), shift=0.5), x0=guess, on_failure="return")
+    assert np.abs(solution.x).max() <= 1e-12
 
 
 def test_a_system_without_a_solution_is_said_to_have_none_also_by_a_fixed_budget():

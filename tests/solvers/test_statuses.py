@@ -271,6 +271,19 @@ def test_a_product_whose_square_overflows_is_said_at_once(row, size, batch):
             np.testing.assert_allclose(size * matrix @ solution.x.T, -1.0, rtol=1e-8)
 
 
+@pytest.mark.parametrize("solver", [ig.Neumann(), ig.Richardson()], ids=repr)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_series_that_diverges_from_a_good_start_has_diverged(solver, dtype):
+    """Its best iterate is far behind; its residual looked like noise beside the rounding of the last one."""
+    for small in (-0.5, 0.3, 0.6):
+        for large in (5.0, 30.0, -80.0):
+            for part in (1e-2, 3e-4, 1e-5):
+                J, g = ig.DenseOperator(np.diag([small, large]).astype(dtype)), np.array([1.0, part], dtype)
+                solution = ig.adjoint_solve(J, g, solver=solver, on_failure="return")
+                assert solution.status is Status.DIVERGED
+                assert solution.relative_residual <= 1.0
+
+
 # -- floors, restarts, breakdown ---------------------------------------------------------------------------------------
 def test_the_floor_of_single_precision_is_recognized_with_few_products_wasted(row):
     """STAGNATED (or the floor's other names), where rtol asks for more than float32 has."""

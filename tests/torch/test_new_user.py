@@ -49,6 +49,27 @@ def test_a_broken_graph_is_found_where_the_search_has_nowhere_to_go(start):
             other()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, DOUBLE])
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_a_broken_graph_is_found_in_every_format(dtype, size):
+    """A step of a thousandth is none in half precision."""
+    w = torch.ones(size, dtype=dtype, requires_grad=True)
+    for f in (
+        lambda z: 0.5 * z.detach() + w,
+        lambda z: torch.tanh(0.5 * z.detach() + w),
+        lambda z: 0.1 * z.detach() + w,
+    ):
+        with pytest.raises(ig.SettingError, match="does not lead back to it"):
+            igt.fixed_point(f, torch.zeros(size, dtype=dtype), on_failure="return")
+
+
+def test_the_calls_that_ask_whether_a_map_is_constant_are_counted():
+    calls, report = [], igt.Report()
+    w = torch.ones(3, requires_grad=True)
+    igt.fixed_point(lambda z: calls.append(1) or 2 * w, torch.zeros(3), report=report)
+    assert report.forward.num_matvecs == len(calls)
+
+
 def test_what_is_constant_around_the_solution_has_a_derivative_of_zero_and_is_not_refused():
     """A mask of the state, as of an active set, is written without a graph and changes nowhere near."""
     x = torch.tensor([0.3, -0.2, 0.5], dtype=DOUBLE, requires_grad=True)

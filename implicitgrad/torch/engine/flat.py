@@ -211,13 +211,15 @@ class FlatFunction:
     def changes_with_state(self, z: torch.Tensor) -> bool:
         """Say whether ``F(z)`` changes with ``z``: by its values, where the graph does not lead back to the state.
 
-        Asked at ``z`` and at one other state, a thousandth of its size away in no special direction. The last call's
-        values would not tell: a search that starts at the fixed point moves nowhere.
+        Asked by two calls, at ``z`` and at one other state, a thousandth of its size away in no special direction, or
+        as far as the format needs to tell them apart. The last call's values would not do: a search that starts at the
+        fixed point moves nowhere.
         """
+        eps = max(torch.finfo(z.dtype).eps, self.precision or 0.0)
         with torch.no_grad():
             size = z.abs().amax(-1, keepdim=True) if z.shape[-1] else z.abs()
             unlike = torch.cos(torch.arange(1, z.shape[-1] + 1, device=z.device, dtype=size.dtype))
-            other = z + 2.0**-10 * torch.where(size > 0, size, 1.0) * unlike
+            other = z + max(2.0**-10, 4 * eps**0.5) * torch.where(size > 0, size, 1.0) * unlike
             return _differs(self(other, *self.tensors), self(z, *self.tensors))
 
     def settle(self, z: torch.Tensor) -> None:
