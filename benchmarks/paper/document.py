@@ -1,7 +1,7 @@
 """The tables of ``docs/reproduction.md``, written from the records in ``results/``: no figure is typed by hand.
 
 ``python -m benchmarks.paper.document`` rewrites what stands between the markers ``<!-- NAME -->`` and ``<!-- end -->``;
-``--check`` says whether that would change anything. A test runs the check.
+``--check`` says whether that would change anything; a test runs the check. The losses of Table A1 are drawn anew, too.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from benchmarks.paper.hopfield import draw_losses
 from benchmarks.paper.options import EXPERIMENTS
 from benchmarks.paper.records import Records
 
@@ -59,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     if check:
         return int(new != old)
     PAGE.write_text(new)
+    draw_losses(Records(RESULTS / "hopfield.jsonl"), PAGE.parent / "images" / "hopfield-loss.png")
     return 0
 
 

@@ -23,7 +23,7 @@ from .recall import make_figure
 from .settings import Plan, Setting, plan
 from .table import NOTES, cells_on_record, rows, strict_successes, table
 
-__all__ = ["blocks", "run"]
+__all__ = ["blocks", "draw_losses", "run"]
 
 
 def run(options: Options) -> None:
@@ -76,11 +76,21 @@ def blocks(records: Records) -> dict[str, str]:
 
 def _block(setting: Setting, records: Records) -> str:
     """Return title, table and what the other criterion says."""
-    this = Plan(setting, tuple(METHODS), (10, 20, 30), 0, 0, ("table",), 0)
+    this = _all_cells(setting)
     if not rows(this, records):
         return "Not run yet."
     title = _title(this, setting.data).partition(". ")[2]
     return f"{title}\n\n{table(this, records, markdown=True)}\n\n{_strictly(this, records)}"
+
+
+def draw_losses(records: Records, path: Path) -> None:
+    """Draw the losses of the trials with the paper's setting, as ``docs/reproduction.md`` shows them."""
+    this = _all_cells(Setting())
+    draw_curves(path, cells_on_record(this, records), _subtitle(this))
+
+
+def _all_cells(setting: Setting) -> Plan:
+    return Plan(setting, tuple(METHODS), (10, 20, 30), 0, 0, ("table",), 0)
 
 
 def _strictly(this: Plan, records: Records) -> str:
