@@ -103,6 +103,20 @@ def test_rows_that_change_places_are_found(batch):
     assert all(status is ig.Status.COUPLED for status in solution.status)
 
 
+def test_one_link_between_two_rows_is_found_in_either_direction():
+    """By check_operator in any batch, and after a failed solve in one of up to four."""
+    for count in (2, 3, 4, 5, 9):
+        for i, j in itertools.permutations(range(count), 2):
+            links = 0.5 * np.eye(count)
+            links[i, j] = 0.9
+            J = ig.VJPOperator(lambda u, links=links: links @ u, 3)
+            check = ig.check_operator(J, like=np.zeros((count, 3)), raises=False)
+            assert any("batch independence" in fault for fault in check.faults)
+            if count <= 4:
+                solution = ig.adjoint_solve(J, np.ones((count, 3)), solver=ig.Neumann(max_iters=3), on_failure="return")
+                assert all(status is ig.Status.COUPLED for status in solution.status)
+
+
 @pytest.mark.parametrize("spared", range(4))
 def test_rows_that_mix_are_found_whichever_they_leave_alone(spared):
     """Only the first row was exchanged; one without a link to the others hid what they do among themselves."""

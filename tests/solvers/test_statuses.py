@@ -1,5 +1,6 @@
 """Each status has a system that was built for it. And the other side: what must not be called that."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -282,6 +283,11 @@ def test_a_series_that_diverges_from_a_good_start_has_diverged(solver, dtype):
                 solution = ig.adjoint_solve(J, g, solver=solver, on_failure="return")
                 assert solution.status is Status.DIVERGED
                 assert solution.relative_residual <= 1.0
+    for diagonal, part in (([-0.5, 30.0], 3e-4), ([0.3, 2.0], 2e-6)):
+        J, g = ig.DenseOperator(np.diag(diagonal).astype(dtype)), np.array([1.0, part], dtype)
+        for cap in range(1, 30):
+            solution = ig.adjoint_solve(J, g, solver=replace(solver, max_iters=cap), on_failure="return")
+            assert solution.status in (Status.DIVERGED, Status.MAX_ITERS)
 
 
 # -- floors, restarts, breakdown ---------------------------------------------------------------------------------------
