@@ -71,7 +71,8 @@ def blocks(records: Records) -> dict[str, str]:
     if not settings:
         return dict.fromkeys(("hopfield", "hopfield-at-length"), "Not run yet.")
     most = _block(Setting(**dict(settings.most_common(1)[0][0])), records)
-    return {"hopfield": f"{most}\n\n{NOTES[0].upper()}{NOTES[1:]}", "hopfield-at-length": _block(Setting(), records)}
+    notes = fill(NOTES[0].upper() + NOTES[1:], 125, break_on_hyphens=False)
+    return {"hopfield": f"{most}\n\n{notes}", "hopfield-at-length": _block(Setting(), records)}
 
 
 def _block(setting: Setting, records: Records) -> str:
