@@ -39,8 +39,8 @@ NOTES = (
     "loss before any step. updates: computed of 50, on average; the others would have changed no bit. products: with J "
     "or its transpose, a gradient. settled: last states that are fixed points to half of the digits. RBP starts from "
     "uniform random numbers, as the reference code does; RBP from zero is proposition 3. GMRES stops early where it "
-    "has converged, and so does CG where its shifted system is solved: LEAST_SQUARES in records of 2026-11-24, in later "
-    "ones TRUNCATED, as a fixed budget is called."
+    "has converged, and so does CG where its shifted system is solved: LEAST_SQUARES in records of 2026-11-24, in "
+    "later ones TRUNCATED, as a fixed budget is called."
 )
 
 
