@@ -268,9 +268,11 @@ def _common_dtype(makes_complex: bool, *parts: LinearOperator) -> Any:
     known = [part.dtype for part in parts if part.dtype is not None]
     if not known:
         return None
+    if not makes_complex and all(dtype == known[0] for dtype in known):
+        return known[0]
     backend = backend_of_dtype(known[0])
     names = [backend_of_dtype(dtype).dtype_name(dtype) for dtype in known]
-    if "bfloat16" in names or (len(set(names)) == 1 and not makes_complex):
+    if "bfloat16" in names:  # which NumPy does not know
         return known[0]
     return backend.dtype(np.result_type(*names, *(["complex64"] if makes_complex else [])).name)
 

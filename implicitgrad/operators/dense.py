@@ -47,23 +47,23 @@ class DenseOperator(LinearOperator):
 
     def apply(self, x: Array) -> Array:
         """Return ``A x``."""
-        return self._product(self._matrix, x)
+        if type(x) is not self._kind:
+            self._refuse_others(x)
+        return self._backend.apply_matrix(self._matrix, x)
 
     def apply_adjoint(self, y: Array) -> Array:
         """Return ``A^H y``."""
-        return self._product(self._adjoint, y)
+        if type(y) is not self._kind:
+            self._refuse_others(y)
+        return self._backend.apply_matrix(self._adjoint, y)
 
-    def _product(self, matrix: Array, x: Array) -> Array:
-        if (
-            type(x) is not self._kind
-            and (theirs := backend_of(x)) is not self._backend
-            and {theirs.name, self._backend.name} == {"numpy", "torch"}
-        ):
+    def _refuse_others(self, x: Array) -> None:
+        theirs = backend_of(x)
+        if {theirs.name, self._backend.name} == {"numpy", "torch"}:
             raise BackendError(
                 f"DenseOperator: got a vector of {theirs.name} for a matrix of {self._backend.name}, expected one "
                 "library. Convert one of them."
             )
-        return self._backend.apply_matrix(matrix, x)
 
     def example(self) -> Array:
         """Return a zero vector for each matrix."""
