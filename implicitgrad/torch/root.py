@@ -105,7 +105,7 @@ def argmin(
     report: Report | None = None,
     adjoint_x0: Any = None,
 ) -> Any:
-    """Return a minimizer of ``loss(w, *args)``, differentiable by the implicit function theorem.
+    """Return a stationary point of ``loss(w, *args)``, found downhill, differentiable by the implicit function theorem.
 
     The inner optimum of a bilevel problem: hyperparameters, data weights, targets among ``args`` receive the gradient
     ``-(d grad/d args)^H u`` with ``u`` from ``H u = dL/dw``, ``H`` the Hessian at the minimum, known through
@@ -123,7 +123,8 @@ def argmin(
     solver : ForwardSolver, optional
         Default ``NewtonKrylov(inner=CG())``, with a line search on the loss, which leaves a saddle point where the
         gradient shows the way down. A start where the gradient vanishes (zeros, of a symmetric problem) stays there and
-        is ``CONVERGED``; the backward pass then says ``INDEFINITE``.
+        is ``CONVERGED``; so is a search that ends on a saddle. The backward pass says ``INDEFINITE`` where its own
+        search meets a direction of negative curvature, which it need not.
     adjoint : Solver, optional
         Solver of ``H u = g``. Default ``CG()``: at a point where the Hessian is not positive definite, which is no
         strict minimum, it says ``INDEFINITE`` instead of returning a gradient that means nothing.
