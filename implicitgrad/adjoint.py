@@ -62,7 +62,8 @@ def adjoint_solve(
     Returns
     -------
     Solution
-        ``x`` is ``z``; ``num_matvecs`` counts VJPs, ``num_rmatvecs`` JVPs.
+        ``x`` is ``z``; ``num_matvecs`` counts VJPs, ``num_rmatvecs`` JVPs. Where systems of a batch failed, up to five
+        products more have been spent to see whether they are systems of their own; if not, they are ``COUPLED``.
 
     Raises
     ------

@@ -88,7 +88,8 @@ def check_operator(
     Notes
     -----
     The adjoint identity is measured against ``norm(A v) norm(u)``, not against the inner product, which can cancel
-    (PyLops' ``dottest`` fails spuriously there). Cost: at most 16 products of each kind.
+    (PyLops' ``dottest`` fails spuriously there). Cost: at most 14 products of each kind,
+    and ``log2`` of the number of systems in a batch.
 
     Examples
     --------

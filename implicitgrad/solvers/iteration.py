@@ -236,7 +236,7 @@ class Iteration:
             self.measured = False
         else:
             self._measure(x)
-            left = self.r_norm
+            reached = self.r_norm
             if cycle.behind is not None:
                 size, former = cycle.behind
                 worse = self.open & negate((self.r_norm <= system.threshold) | (self.r_norm <= size))
@@ -251,7 +251,7 @@ class Iteration:
             slope = system.backend.host_norm((system.matvec if system.operator.symmetric else system.rmatvec)(self.r))
             drifted = slope > system.eps**0.5 * system.operator_norm * self.r_norm
             cycle.reason = pick(claim & drifted, Status.BREAKDOWN, cycle.reason)
-        gained = False if self.fixed else left < 0.5 * cycle.started_from  # by the method, not by falling back
+        gained = False if self.fixed else reached < 0.5 * cycle.started_from  # by the method, not by falling back
         for status in Status:
             self._close(self.open & (cycle.reason == status) & negate(gained), status)
         if self.fixed:

@@ -103,7 +103,7 @@ class Neumann(IterativeSolver):
             """Return the sum without its last term, whose norm is the residual's then; nobody has to keep it."""
             return x - (step * term if damping else term)
 
-        least, growing = size * 0.0, 0  # of the residuals that are known, once there is one
+        least, growing = size + math.inf, 0  # least: of the residuals that are known
         while True:
             # The next term is not known before it is paid for; by the last ratio it will be about this large.
             yield size * ratio, x
@@ -119,8 +119,6 @@ class Neumann(IterativeSolver):
                 if system.latest is not None and any_true(turned := (ratio >= 1) & (before < least)):
                     system.passed = pick(turned, before, math.inf), sum_before()
                     least = pick(turned, before, least)
-                elif system.latest is None:
-                    least = size + math.inf
                 system.latest = size, sum_before
             term = following
             del following

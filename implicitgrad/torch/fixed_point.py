@@ -22,7 +22,7 @@ from implicitgrad.torch.operators import jacobian_of
 from implicitgrad.torch.passes import FlatMap, Pass, measured
 from implicitgrad.torch.report import Report
 
-__all__ = ["fixed_point", "given_its_gradient", "implicit_gradient"]
+__all__ = ["fixed_point", "implicit_gradient"]
 
 
 @uncompiled
@@ -178,26 +178,7 @@ def implicit_gradient(
     >>> x.grad
     tensor([2.])
     """
-    return given_its_gradient(
-        "implicit_gradient", f, z_star, args, adjoint, batch_ndim, on_failure, report, adjoint_x0, group
-    )
-
-
-@uncompiled
-def given_its_gradient(
-    name: str,
-    f: Callable[..., Any],
-    z_star: Any,
-    args: tuple[Any, ...],
-    adjoint: Solver | str | None,
-    batch_ndim: int,
-    on_failure: Any,
-    report: Report | None,
-    adjoint_x0: Any = None,
-    group: Any = None,
-    origin: str = "the given point",
-) -> Any:
-    """Do the work of ``implicit_gradient`` for whoever asks: ``name`` opens the messages, which speak of ``origin``."""
+    name = "implicit_gradient"
     layout = Layout.of(name, z_star, batch_ndim)
     this = Pass(FlatFunction(name, f, layout, args), adjoint, on_failure, report, adjoint_x0, group=group)
-    return this.run(z_star, partial(measured, origin=origin))
+    return this.run(z_star, measured)

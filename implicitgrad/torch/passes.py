@@ -19,6 +19,7 @@ from implicitgrad.backends.sharded import Sharded
 from implicitgrad.errors import DtypeError, SettingError, SettingTypeError, ShapeError
 from implicitgrad.solvers import Auto, Neumann, Solution, Solver
 from implicitgrad.status import Status
+from implicitgrad.torch.engine.broken_graph import CALLS, refuse_broken_graph
 from implicitgrad.torch.engine.derivative import Adjoint
 from implicitgrad.torch.engine.distributed import Lockstep
 from implicitgrad.torch.engine.equations import Primal
@@ -132,8 +133,8 @@ class Pass:
             if torch.is_grad_enabled() and not is_transformed() and not z.requires_grad:
                 function.refuse_late_captures(solution.x)  # a backward pass, which would have seen them, will not come
         if not function.is_linked and not _is_one_step(self.adjoint.solver):
-            self._refuse_a_broken_graph(solution.x)
-            solution = replace(solution, num_matvecs=solution.num_matvecs + 2)
+            refuse_broken_graph(function, solution.x, is_map=self.adjoint.shifted)
+            solution = replace(solution, num_matvecs=solution.num_matvecs + CALLS)
         if report is not None:
             report.forward, report.backward = solution, None
             report.trajectory = [layout.stacked(point).unravel(point) for point in solution.trajectory]
@@ -141,19 +142,6 @@ class Pass:
         report_failure(f"{function.name}, forward", solution, policy, level_of_caller())
         function.settle(z)
         return layout.unravel(z)
-
-    def _refuse_a_broken_graph(self, z: torch.Tensor) -> None:
-        """Raise where the value at ``z`` changes with the state, whose Jacobian autograd takes for zero."""
-        function = self.function
-        if function.changes_with_state(z):
-            remedy = "Take the detach out."
-            if self.adjoint.shifted:
-                remedy = "That is the gradient of one step: ask for it with adjoint='jfb', or take the detach out."
-            raise SettingError(
-                f"{function.name}: got a function whose value changes with its state, but whose graph does not lead "
-                "back to it (detach, no_grad, NumPy inside), expected a differentiable one: its Jacobian would be "
-                f"taken for zero. {remedy}"
-            )
 
     def _together(self, solve: Callable[..., Solution], start: torch.Tensor) -> Solution:
         """Solve for a map that communicates: a rank that is done lends its calls to those that are not."""

@@ -90,6 +90,18 @@ def test_a_shifted_system_has_one_answer_whatever_the_first_guess(seed, shift, f
         assert np.abs(solution.x - expected).max() <= 1e-9 * max(1.0, factor * fixed) * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("factor", [None, 1.0, 1e3, 1e6])
+def test_a_bad_first_guess_does_not_loosen_the_bound_of_a_shifted_system(factor):
+    """``rtol`` is relative to ``A^H b``, and not to what the guess has left of it."""
+    rng = np.random.default_rng(4)
+    q = np.linalg.qr(rng.standard_normal((60, 60)))[0]
+    A, b, shift = q * np.geomspace(1e-2, 1.0, 60), rng.standard_normal(60), 1e-3
+    guess = None if factor is None else factor * rng.standard_normal(60)
+    solver = ig.NormalEquations(ig.CG(rtol=1e-6), shift=shift)
+    x = ig.solve(ig.DenseOperator(A), b, solver=solver, x0=guess, on_failure="return").x
+    assert np.linalg.norm(A.T @ (b - A @ x) - shift * x) <= 1.01e-6 * np.linalg.norm(A.T @ b)
+
+
 @pytest.mark.parametrize("x0", [None, [3.0, 2.0], [0.0, 1e-3]])
 def test_a_shifted_system_without_a_right_hand_side_has_the_answer_zero(x0):
     """A^H b = 0 was taken for a first guess that is the answer."""

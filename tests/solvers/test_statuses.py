@@ -283,6 +283,8 @@ def test_a_series_that_diverges_from_a_good_start_has_diverged(solver, dtype):
                 solution = ig.adjoint_solve(J, g, solver=solver, on_failure="return")
                 assert solution.status is Status.DIVERGED
                 assert solution.relative_residual <= 1.0
+                # One cycle: its steps, their check, and that of the iterate that was fallen back on.
+                assert solution.num_matvecs <= solution.num_iters + 2
     for diagonal, part in (([-0.5, 30.0], 3e-4), ([0.3, 2.0], 2e-6)):
         J, g = ig.DenseOperator(np.diag(diagonal).astype(dtype)), np.array([1.0, part], dtype)
         for cap in range(1, 30):

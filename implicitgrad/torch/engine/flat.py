@@ -28,7 +28,7 @@ from implicitgrad.torch.engine.members import Members
 from implicitgrad.torch.engine.substituted import Substituted
 from implicitgrad.torch.layout import Layout
 
-__all__ = ["FlatFunction"]
+__all__ = ["FlatFunction", "differs"]
 
 # f of a structured state and its arguments, as a flat tensor; the user's f with the output checked, or made from it.
 Form = Callable[[Callable[..., Any], Layout, torch.Tensor, tuple[Any, ...]], torch.Tensor]
@@ -139,7 +139,7 @@ class FlatFunction:
                 raise
             finally:
                 self.frozen.end(seen.written)
-            self._refuse_writes(seen, plain and _differs(own[0].detach(), z.detach()))
+            self._refuse_writes(seen, plain and differs(own[0].detach(), z.detach()))
             if plain and wanted:
                 self.is_linked = any(leaf is own[0] for leaf in (image, *leaves_of(image, lambda node: False)))
             if fsdp:
@@ -157,7 +157,7 @@ class FlatFunction:
         mine = z.detach().clone()
         with torch.no_grad():
             self._evaluate(mine, tuple(t.detach() for t in self.tensors))
-        return mine._version > 0 or _differs(mine, z.detach())
+        return mine._version > 0 or differs(mine, z.detach())
 
     def _refuse_writes(self, seen: Observed, state_changed: bool) -> None:
         """Raise where ``f`` has written what several calls of it cannot share."""
@@ -207,20 +207,6 @@ class FlatFunction:
                     ConvergenceWarning,
                     stacklevel=level_of_caller() - 1,
                 )
-
-    def changes_with_state(self, z: torch.Tensor) -> bool:
-        """Say whether ``F(z)`` changes with ``z``: by its values, where the graph does not lead back to the state.
-
-        Asked by two calls, at ``z`` and at one other state, a thousandth of its size away in no special direction, or
-        as far as the format needs to tell them apart. The last call's values would not do: a search that starts at the
-        fixed point moves nowhere.
-        """
-        eps = max(torch.finfo(z.dtype).eps, self.precision or 0.0)
-        with torch.no_grad():
-            size = z.abs().amax(-1, keepdim=True) if z.shape[-1] else z.abs()
-            unlike = torch.cos(torch.arange(1, z.shape[-1] + 1, device=z.device, dtype=size.dtype))
-            other = z + max(2.0**-10, 4 * eps**0.5) * torch.where(size > 0, size, 1.0) * unlike
-            return _differs(self(other, *self.tensors), self(z, *self.tensors))
 
     def settle(self, z: torch.Tensor) -> None:
         """Call ``f`` once more, at the fixed point, for what a call leaves behind: statistics and random numbers."""
@@ -287,7 +273,7 @@ class FlatFunction:
         return cast(tuple[Any, ...], optree.tree_unflatten(self._treespec, filled))
 
 
-def _differs(x: torch.Tensor, before: torch.Tensor) -> bool:
+def differs(x: torch.Tensor, before: torch.Tensor) -> bool:
     """Return whether ``x`` no longer holds what it held: by value, since a change through ``.data`` has no version."""
     return not torch.equal(x, before) and not bool(((x == before) | (before != before)).all())  # NaN equals NaN
 

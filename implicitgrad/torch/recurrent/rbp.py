@@ -7,14 +7,17 @@ chooses the adjoint solver itself.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
 from implicitgrad.errors import SettingError, SettingTypeError
 from implicitgrad.solvers import CG, Neumann, NormalEquations, Richardson, Solver
-from implicitgrad.torch.fixed_point import given_its_gradient
+from implicitgrad.torch.engine.compiled import uncompiled
+from implicitgrad.torch.engine.flat import FlatFunction
 from implicitgrad.torch.layout import Layout
+from implicitgrad.torch.passes import Pass, measured
 from implicitgrad.torch.recurrent.unrolled import checked_steps, updated_without_history
 from implicitgrad.torch.report import Report
 
@@ -23,6 +26,7 @@ __all__ = ["rbp"]
 METHODS = ("neumann", "rbp", "cg")
 
 
+@uncompiled
 def rbp(
     f: Callable[..., Any],
     z0: Any,
@@ -96,11 +100,11 @@ def rbp(
     if isinstance(start, str) and start != "uniform":
         raise SettingError(f"rbp: got start={start!r}, expected None, 'uniform' or tensors like the state.")
     z = updated_without_history("rbp", f, z0, args, steps)
+    layout = Layout.of("rbp", z, batch_ndim)
     if isinstance(start, str):
-        layout = Layout.of("rbp", z, batch_ndim)
         start = torch.rand((*layout.batch, layout.size), generator=generator, **layout.kind)
-    origin = f"the state after {steps} updates"
-    return given_its_gradient("rbp", f, z, args, adjoint, batch_ndim, on_failure, report, start, origin=origin)
+    this = Pass(FlatFunction("rbp", f, layout, args), adjoint, on_failure, report, adjoint_x0=start)
+    return this.run(z, partial(measured, origin=f"the state after {steps} updates"))
 
 
 def _adjoint(method: str, truncate: int, eta: float) -> Solver:
